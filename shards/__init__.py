@@ -1,0 +1,1 @@
+"""The sharding step: sources in, tars and their index out."""

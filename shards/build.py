@@ -1,0 +1,182 @@
+"""Stories -> WebDataset tars with an index.
+
+    python shards/build.py --source DATA --metadata DATA/metadata.csv --out SHARDS --size 60x125 --workers 2
+
+Same source and options, same bytes, for any number of workers. A build that was interrupted continues when it is run
+again: shards that are finished and whole are kept. The index is written last; before that the folder is no shard set.
+"""
+
+import argparse
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import storydist
+except ModuleNotFoundError:  # run as a file from a checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    import storydist  # noqa: F401
+
+from shards.folder import claim, finished_set, is_writable, locked_folder
+from shards.merge import SKIPPED_FILE, BuildFacts, merge
+from shards.pack import FrameOptions, Packer
+from shards.plan import NO_TAGS, TRAIN, Plan, make_plan
+from shards.progress import Counter
+from shards.rows import SkippedStory
+from shards.sources import BadStory, SourceOptions, open_source
+from shards.workers import map_in_order
+from storydist.command import ArgumentParser, positive_int, run_command
+from storydist.data.index import IndexInfo
+from storydist.data.text import Wordpieces, load_wordpieces, train_wordpieces
+
+DEFAULT_SIZE = "60x125"
+TRAINED_HERE = "train:"  # prefix of a --tokenizer that is trained on the train split
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a build did, for the closing lines."""
+
+    info: IndexInfo
+    root: Path
+    seconds: float
+    built_now: bool
+
+
+def build(arguments: argparse.Namespace) -> Summary:
+    """Builds, continues or recognises the shard set in `arguments.out`."""
+    start_s = time.monotonic()
+    root = Path(arguments.out)
+    is_writable(root)
+    skipped: list[SkippedStory] = []
+
+    def skip(error: BadStory) -> None:
+        skipped.append(SkippedStory(error.story_id, error.field, error.reason, str(error)))
+
+    on_bad_story = skip if arguments.skip_bad else None
+    source = open_source(arguments.source, arguments.metadata, _source_options(arguments), on_bad_story)
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
+    plan = make_plan(source, arguments.stories_per_shard, arguments.limit, on_bad_story)
+    wordpieces = make_wordpieces(arguments.tokenizer, plan)
+    facts = BuildFacts(
+        FrameOptions(arguments.frames, *arguments.size),
+        _name_of(arguments.tokenizer),
+        wordpieces,
+        plan.tag_vocabulary,
+        _shaping_options(arguments, plan, wordpieces),
+    )
+    with locked_folder(root, arguments.overwrite):
+        info = finished_set(root, facts.options)
+        if info is not None:
+            return Summary(info, root, time.monotonic() - start_s, built_now=False)
+        if claim(root, facts.options):
+            print("continuing an unfinished build", file=sys.stderr)
+        wordpieces.save(root / "tokenizer")
+        packer = Packer(root, source, wordpieces, plan.tag_vocabulary, facts.frames, arguments.skip_bad)
+        _pack(packer, plan, arguments.workers)
+        info = merge(root, plan.shards, facts, skipped)
+    return Summary(info, root, time.monotonic() - start_s, built_now=True)
+
+
+def _source_options(arguments: argparse.Namespace) -> SourceOptions:
+    return SourceOptions(
+        splits=arguments.splits,
+        val_fraction=arguments.val,
+        test_fraction=arguments.test,
+        seed=arguments.seed,
+        frames_per_video=arguments.frames_per_video,
+    )
+
+
+def _pack(packer: Packer, plan: Plan, num_workers: int) -> None:
+    with Counter("shards", plan.num_stories, "stories") as counter:
+        finished = map_in_order(packer.pack, plan.shards, min(num_workers, len(plan.shards)))
+        for shard, _ in zip(plan.shards, finished, strict=True):
+            counter.advance(len(shard.stories))
+
+
+def make_wordpieces(name: str, plan: Plan) -> Wordpieces:
+    """The tokenizer of --tokenizer: trained on the train split for "train:SIZE", loaded for anything else."""
+    if not name.startswith(TRAINED_HERE):
+        return load_wordpieces(name)
+    size = name.removeprefix(TRAINED_HERE)
+    if not size.isdecimal():
+        raise ValueError(
+            f"argument --tokenizer: {name!r}, needed train: and a number of wordpieces, such as train:8000"
+        )
+    if not plan.train_texts:
+        raise ValueError(f"the {TRAIN} split holds no story, so no tokenizer can be trained; name one with --tokenizer")
+    return train_wordpieces(plan.train_texts, int(size))
+
+
+def _name_of(tokenizer: str) -> str:
+    return Path(tokenizer).name if Path(tokenizer).exists() else tokenizer
+
+
+def _shaping_options(arguments: argparse.Namespace, plan: Plan, wordpieces: Wordpieces) -> dict[str, Any]:
+    """What decides the bytes: another value needs another build. Places and numbers of processes do not count."""
+    names = ("frames", "splits", "val", "test", "seed", "stories_per_shard", "limit", "frames_per_video")
+    return {
+        "source_sha256": plan.source_sha256,
+        "tokenizer_sha256": hashlib.sha256(wordpieces.to_bytes()).hexdigest(),
+        "size": None if arguments.frames == "original" else list(arguments.size),
+        **{name: getattr(arguments, name) for name in names},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(argv)
+    summary = build(arguments)
+    info = summary.info
+    if not summary.built_now:
+        print(f"{summary.root} is already complete: same source, same options; nothing to do")
+    size_bytes = sum(shard.size_bytes for shard in info.shards)
+    for name, split in info.splits.items():
+        print(f"  {name:<6} {split.num_stories:>8} stories {split.num_frames:>9} frames")
+    print(f"  {len(info.shards)} shards, {size_bytes / 1e6:.1f} MB, frames {info.frames}, in {summary.seconds:.1f} s")
+    tags = len(info.tag_vocabulary) - len(NO_TAGS)
+    print(f"  {info.vocabulary_size} wordpieces ({info.tokenizer}), {tags} tags, fingerprint {info.fingerprint[:12]}")
+    for reason, count in info.skipped.items():
+        print(f"  skipped {count}: {reason} (listed in {summary.root / SKIPPED_FILE})")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="shards/build.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", nargs="*", help="folder, files or Hub name; may be left out when the metadata point at frames")
+    add("--metadata", help="CSV: story_id or video_id, story_score, tags, and what shards/metadata.py lists")
+    add("--out", required=True, help="folder of the shard set")
+    add("--frames", choices=("raw", "jpeg", "original"), default="raw", help="raw: uint8 at --size, nothing to decode")
+    add("--size", type=_size, default=DEFAULT_SIZE, metavar="HxW", help="height x width in pixels (%(default)s)")
+    add("--tokenizer", default="train:8000", help="train:SIZE, a folder, tokenizer.json, vocab.txt or a Hub name")
+    add("--splits", choices=("source", "story", "movie"), default="source", help="whose splits (%(default)s)")
+    add("--val", type=float, default=0.2, help="share of the validation split (%(default)s)")
+    add("--test", type=float, default=0.1, help="share of the test split, if the source has none (%(default)s)")
+    add("--seed", type=int, default=0, help="decides which stories go to val and test (%(default)s)")
+    add("--stories-per-shard", type=positive_int, default=64, help="(%(default)s)")
+    add("--frames-per-video", type=positive_int, default=8, help="where a video has no timestamps (%(default)s)")
+    add("--limit", type=positive_int, help="only the first so many stories of each split")
+    add("--workers", type=positive_int, default=1, help="processes (%(default)s)")
+    add("--skip-bad", action="store_true", help="leave out stories that cannot be used, list them in skipped.csv")
+    add("--overwrite", action="store_true", help="replace the shard set, or unfinished build, in --out")
+    return parser.parse_args(argv)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"needed HEIGHTxWIDTH, each 1 to 9999, such as {DEFAULT_SIZE}; found {text!r}")
+    return int(match[1]), int(match[2])
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

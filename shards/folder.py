@@ -1,0 +1,100 @@
+"""The folder that a shard set is built in: whose it is, whether it may be written to, what it already holds."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.merge import SKIPPED_FILE
+from storydist.data.files import write_atomic
+from storydist.data.index import BUILD_FOLDER, TABLES, IndexInfo, read_info
+from storydist.data.sample import to_json
+
+SHARD_PATTERN = "*-??????.tar"  # names as shards/plan.py gives them
+_PLAN_FILE = "plan.json"
+_LOCK_FILE = "lock"
+
+
+@contextlib.contextmanager
+def locked_folder(root: Path, overwrite: bool) -> Iterator[None]:
+    """Makes the folder and holds it while a build runs. `overwrite`: an earlier set is removed first.
+
+    Raises ValueError when it holds something that is not a shard set, or when another build is running in it; OSError
+    when it cannot be written to.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    entries = {path.name for path in root.iterdir()}
+    if entries and not entries & {"index.json", BUILD_FOLDER}:
+        raise ValueError(f"{root} holds other files ({min(entries)}) and no shard set; choose an empty folder")
+    (root / BUILD_FOLDER).mkdir(exist_ok=True)
+    with open(root / BUILD_FOLDER / _LOCK_FILE, "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another build is writing to {root}; wait for it or choose another folder") from None
+        except OSError:
+            pass  # a file system without locks: two builds at once are then the user's own care
+        if overwrite:
+            _remove_set(root)
+        yield
+        if (root / "index.json").exists():
+            shutil.rmtree(root / BUILD_FOLDER)
+
+
+def _remove_set(root: Path) -> None:
+    """Removes what a build writes and nothing else; the index first, so that no broken set looks whole."""
+    for name in ("index.json", *TABLES, SKIPPED_FILE):
+        (root / name).unlink(missing_ok=True)
+    for path in [*root.glob(SHARD_PATTERN), *root.glob(f"{SHARD_PATTERN}.partial")]:
+        path.unlink()
+    shutil.rmtree(root / "tokenizer", ignore_errors=True)
+    for path in (root / BUILD_FOLDER).iterdir():
+        if path.name != _LOCK_FILE:
+            path.unlink()
+
+
+def finished_set(root: Path, options: Mapping[str, Any]) -> IndexInfo | None:
+    """The set that is already there, None if there is none. Raises ValueError when it was built with other options."""
+    if not (root / "index.json").exists():
+        return None
+    info = read_info(root)
+    _compare(root, "a shard set built", info.options, options)
+    return info
+
+
+def claim(root: Path, options: Mapping[str, Any]) -> bool:
+    """Notes what an unfinished build is of; True when an earlier run had begun the same one.
+
+    Raises ValueError when the earlier run had other options or another source.
+    """
+    path = root / BUILD_FOLDER / _PLAN_FILE
+    if not path.exists():
+        write_atomic(path, to_json(options))
+        return False
+    _compare(root, "an unfinished build begun", json.loads(path.read_bytes()), options)
+    return True
+
+
+def _compare(root: Path, what: str, found: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    names = [name for name in {**found, **options} if found.get(name) != options.get(name)]
+    if names:
+        changes = ", ".join(f"{name} {_short(found.get(name))} (now {_short(options.get(name))})" for name in names)
+        raise ValueError(f"{root} holds {what} with {changes}; use --overwrite to replace it, or another folder")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 16 else f"{text[:12]}..."
+
+
+def is_writable(root: Path) -> None:
+    """Raises OSError, before any long work, when the folder cannot be made or written to."""
+    existing = next(path for path in [root, *root.parents] if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(20, "is a file, so no folder can be made there", str(existing))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(13, "no permission to write here", str(existing))

@@ -1,0 +1,4 @@
+"""Drawn films in StoryReasoning's schema.
+
+lexicon -> film -> plot (the one state: state.py) -> draw, tell, tables, score -> write
+"""

@@ -1,0 +1,1 @@
+"""Distributed training on illustrated stories: data, model, verdict, training."""

@@ -1,0 +1,52 @@
+"""The one place where a command turns a user's mistake into a message."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, but a wrong argument is a ValueError, so that `run_command` reports it as it does any mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def positive_int(text: str) -> int:
+    """An argument that counts something, at least 1; for `type=`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needed a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Exit code of `main()`: its own (None counts as 0), or 2 after a ValueError or OSError.
+
+    The message of such an error is printed on stderr as `error: ...`, without a traceback. Any other exception is a
+    defect of the program and passes through with its traceback.
+    """
+    # Idle OpenMP threads sleep instead of spinning: on cores shared with anyone else spinning costs several times the
+    # CPU. It has to be said before torch is loaded, so commands import torch inside `main`.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        return main() or 0
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has left; Python must not fail once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _message(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

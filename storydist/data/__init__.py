@@ -1,0 +1,1 @@
+"""What a story is, where it lies, in which order it comes."""

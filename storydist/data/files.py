@@ -1,0 +1,45 @@
+"""Files that are either whole or absent."""
+
+import hashlib
+import os
+from pathlib import Path
+
+CHUNK_BYTES = 1 << 20
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Writes `data` so that `path` holds either its former content or all of the new one, whatever happens.
+
+    Written beside as `.NAME.tmp-PID`, flushed to the disk, renamed; then the folder's entry is flushed too. The folder
+    must exist. Raises OSError when it cannot be written; nothing is left behind then.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Flushes a folder's entries (a rename lives in the folder, not in the file)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits; reads 1 MiB at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""In which order samples are read: arithmetic on (seed, epoch, position), with no rank, worker or world size in it.
+
+The samples of a split lie in shards, numbered end to end. An epoch's order is made in three steps:
+
+1. the shards are shuffled;
+2. neighbours in that order form blocks of `block_shards` shards;
+3. within a block all samples are shuffled.
+
+So a reader holds one block of shards open at a time, and every sample comes exactly once. Shuffling means sorting by
+the
+hash `mix64(seed, epoch, stage, number)`: the same on every machine and for every library version, and easy to recompute
+by hand.
+
+Epochs follow each other without a seam: position p belongs to epoch p // n, and a global batch may span two epochs. So
+every
+step consumes exactly `global_batch` samples, and the whole state of the order is the number of samples seen.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+_SHARDS, _SAMPLES = 1, 2  # stages of the shuffle, so that their hashes differ
+
+
+def mix64(*numbers: int, items: np.ndarray | int = 0) -> np.ndarray:
+    """uint64 hash of `numbers` and each of `items`: splitmix64's finalizer, applied once per number.
+
+    Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+    """
+    with np.errstate(over="ignore"):
+        state = np.full(np.shape(items), 0x9E3779B97F4A7C15, dtype=np.uint64)
+        for number in (*(np.uint64(n % 2**64) for n in numbers), np.asarray(items).astype(np.uint64)):
+            state = (state ^ number) + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def shuffled(count: int, *key: int) -> np.ndarray:
+    """int64 [count]: 0 .. count-1 in the order of their hashes under `key`."""
+    return np.argsort(mix64(*key, items=np.arange(count)), kind="stable")
+
+
+class EpochOrder:
+    """The order of one epoch over `samples_per_shard` (int64 [shards]); `shuffle=False` gives the stored order."""
+
+    def __init__(self, samples_per_shard: np.ndarray, *, seed: int, epoch: int, block_shards: int, shuffle: bool):
+        num_shards = len(samples_per_shard)
+        self.seed, self.epoch, self.shuffle = seed, epoch, shuffle
+        self.shards = shuffled(num_shards, seed, epoch, _SHARDS) if shuffle else np.arange(num_shards)
+        self.counts = samples_per_shard[self.shards]
+        self.first_sample = (np.cumsum(samples_per_shard) - samples_per_shard)[self.shards]
+        # Block b takes shards[b * block_shards : (b + 1) * block_shards] and the positions ends[b-1] .. ends[b].
+        self.block_shards = block_shards
+        self.ends = np.add.reduceat(self.counts, np.arange(0, num_shards, block_shards)).cumsum()
+        self._block: tuple[int, np.ndarray] | None = None
+
+    def block(self, number: int) -> np.ndarray:
+        """int64: the samples of one block, in their order."""
+        if self._block is None or self._block[0] != number:
+            shards = slice(number * self.block_shards, (number + 1) * self.block_shards)
+            runs = [np.arange(f, f + c) for f, c in zip(self.first_sample[shards], self.counts[shards], strict=True)]
+            samples = np.concatenate(runs)
+            if self.shuffle:
+                samples = samples[shuffled(len(samples), self.seed, self.epoch, _SAMPLES, number)]
+            self._block = (number, samples)
+        return self._block[1]
+
+    def take(self, start: int, stop: int) -> np.ndarray:
+        """int64 [stop - start]: the samples at positions start .. stop-1 of this epoch."""
+        assert 0 <= start <= stop <= self.ends[-1], (start, stop, int(self.ends[-1]))
+        parts = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            number = int(np.searchsorted(self.ends, start, side="right"))
+            begin = int(self.ends[number - 1]) if number else 0
+            end = min(stop, int(self.ends[number]))
+            parts.append(self.block(number)[start - begin : end - begin])
+            start = end
+        return np.concatenate(parts)
+
+
+class Order:
+    """All epochs, one after the other, over the same samples.
+
+    samples_per_shard: int64 [shards]. block_shards: shards that are shuffled together, >= 1. Raises ValueError when
+    there is nothing to order.
+    """
+
+    def __init__(self, samples_per_shard: np.ndarray, *, seed: int, block_shards: int, shuffle: bool = True):
+        self.num_samples = int(samples_per_shard.sum())
+        if self.num_samples == 0:
+            raise ValueError("there is no sample to order: every story is too short, or the split is empty")
+        self.samples_per_shard = samples_per_shard[samples_per_shard > 0]
+        self.settings = {"seed": seed, "block_shards": block_shards, "shuffle": shuffle}
+        self._epoch: EpochOrder | None = None
+
+    def epoch(self, number: int) -> EpochOrder:
+        """The order of epoch `number`."""
+        if self._epoch is None or self._epoch.epoch != number:
+            self._epoch = EpochOrder(self.samples_per_shard, epoch=number, **self.settings)  # type: ignore[arg-type]
+        return self._epoch
+
+    def take(self, start: int, stop: int) -> list[tuple[int, np.ndarray]]:
+        """[(epoch, int64 samples)]: what lies at positions start .. stop-1, counted from the beginning of epoch 0."""
+        runs = []
+        while start < stop:
+            epoch, place = divmod(start, self.num_samples)
+            length = min(stop - start, self.num_samples - place)
+            runs.append((epoch, self.epoch(epoch).take(place, place + length)))
+            start += length
+        return runs
+
+
+def rank_slice(global_batch: int, rank: int, world_size: int, accumulation_steps: int = 1) -> list[tuple[int, int]]:
+    """[(start, stop)] within a global batch: the micro-batches of one rank.
+
+    Raises ValueError when the global batch cannot be cut evenly.
+    """
+    parts = world_size * accumulation_steps
+    if global_batch % parts:
+        raise ValueError(
+            f"train.global_batch {global_batch} cannot be split over {world_size} ranks x "
+            f"{accumulation_steps} micro-batches; use a multiple of {parts}"
+        )
+    size = global_batch // parts
+    first = rank * accumulation_steps
+    return [((first + i) * size, (first + i + 1) * size) for i in range(accumulation_steps)]
+
+
+def accumulation_steps(global_batch: int, world_size: int, micro_batch: int) -> int:
+    """The fewest micro-batches of at most `micro_batch` samples per rank that cut the global batch evenly.
+
+    Raises ValueError when the world size does not divide the global batch.
+    """
+    if global_batch % world_size:
+        raise ValueError(
+            f"train.global_batch {global_batch} cannot be split over {world_size} ranks; use a multiple of {world_size}"
+        )
+    per_rank = global_batch // world_size
+    return next(steps for steps in range(1, per_rank + 1) if per_rank % steps == 0 and per_rank // steps <= micro_batch)
+
+
+def evaluation_slices(num_samples: int, per_rank: int, rank: int, world_size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) for each step: this rank's samples. Every rank gets the same number of steps; towards the end they
+    may be empty.
+    """
+    for base in range(0, num_samples, per_rank * world_size):
+        start = min(base + rank * per_rank, num_samples)
+        yield start, min(start + per_rank, num_samples)

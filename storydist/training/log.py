@@ -1,0 +1,143 @@
+"""What a run tells of itself while it goes: metrics.jsonl, TensorBoard, a log file, and a progress bar on a terminal.
+Rank 0 only.
+"""
+
+import base64
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS, LOG = "metrics.jsonl", "train.log"
+
+
+class RunLog:
+    """Appends to the logs of RUN; a resumed run first drops what was logged after its checkpoint, so that no step
+    appears twice.
+    """
+
+    def __init__(self, run: Path, *, step: int, num_steps: int):
+        run.mkdir(parents=True, exist_ok=True)
+        _truncate(run / METRICS, step)
+        self._metrics = (run / METRICS).open("a", encoding="utf-8")
+        self._log = (run / LOG).open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self.terminal = sys.stderr.isatty()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
+        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        self._progress = Progress(*columns, *times, console=Console(stderr=True), disable=not self.terminal)
+        self._task = self._progress.add_task("training", total=num_steps, completed=step, note="")
+
+    def __enter__(self) -> "RunLog":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.say(f"stopped by {type(error).__name__}: {error}", shown=False)
+        self._progress.stop()
+        self.board.close()
+        self._metrics.close()
+        self._log.close()
+
+    def say(self, text: str, shown: bool = True) -> None:
+        """One line into the log file and, unless `shown` is off, to the user."""
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._log.flush()
+        if shown:
+            self._progress.console.print(
+                text, markup=False, highlight=False, soft_wrap=True
+            ) if self.terminal else print(text, flush=True)
+
+    def advance(self, step: int, note: str) -> None:
+        """Moves the progress bar."""
+        self._progress.update(self._task, completed=step, note=note)
+
+    def train(self, step: int, num_steps: int, values: Mapping[str, float]) -> None:
+        """One training line: losses, learning rate, gradient norm, speed."""
+        self._write({"step": step, "kind": "train", **values})
+        for name, value in values.items():
+            self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        losses = " ".join(
+            f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items() if name.startswith("loss")
+        )
+        self.say(
+            f"step {step}/{num_steps} {losses} | {values['samples_per_s']:.1f} samples/s, "
+            f"{100 * values['data_wait_share']:.0f} % waiting for data",
+            shown=not self.terminal,
+        )
+        self.advance(step, f"loss {values['loss']:.3f}  {values['samples_per_s']:.1f} samples/s")
+
+    def evaluation(self, step: int, evaluation: Mapping[str, Any]) -> None:
+        """One evaluation line: every metric and its floors."""
+        metrics = {name: {"value": m["value"], "floors": m["floors"]} for name, m in evaluation["metrics"].items()}
+        self._write({"step": step, "kind": "evaluation", "split": evaluation["split"], "metrics": metrics})
+        for name, metric in metrics.items():
+            self.board.add_scalar(f"{evaluation['split']}/{name}", metric["value"], step)
+            for floor, value in metric["floors"].items():
+                self.board.add_scalar(f"{evaluation['split']}/{name} | floor: {floor}", value, step)
+        told = ", ".join(
+            f"{name} {metrics[name]['value']:.3f}"
+            for name in ("image L1", "text R@10", "text CE", "character F1", "score R2")
+            if name in metrics
+        )
+        self.say(f"step {step} {evaluation['split']}: {told}")
+
+    def examples(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """The evaluation's example windows, as TensorBoard shows them: inputs, target and prediction in a row, and the
+        texts.
+        """
+        for number, record in enumerate(records):
+            pictures = [
+                *record["input_frames"],
+                record["target_frame"],
+                *([record["predicted_frame"]] if record["predicted_frame"] else []),
+            ]
+            row = np.concatenate([_pixels(picture) for picture in pictures], axis=1)
+            self.board.add_image(f"examples/{number}: inputs, target, prediction", row, step, dataformats="HWC")
+            if record["generated_text"] is not None:
+                text = f"**target**: {record['target_text']}\n\n**generated**: {record['generated_text']}"
+                self.board.add_text(f"examples/{number}", text, step)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+
+
+def _pixels(jpeg_base64: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg_base64))))
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keeps the lines up to `step`; a half-written last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")

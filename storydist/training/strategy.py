@@ -1,0 +1,50 @@
+"""What Accelerate is given, and why.
+
+The stream splits itself over ranks, so only model and optimizer go to `prepare()`: Accelerate would shard an iterable a
+second time, or
+read it on rank 0 alone. Losses are divided by global counts, so the averages that Accelerate and DDP take are undone by
+`gradient_scale`.
+"""
+
+import os
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def build_accelerator(precision: Precision, threads: int, device: str) -> Accelerator:
+    """The process group, device and precision of this rank. Raises ValueError when the device cannot do it."""
+    torch.set_num_threads(threads or threads_per_rank())
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise ValueError("train.precision fp16 needs a CUDA device for its loss scaling; use bf16 or fp32 on the CPU")
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        gradient_accumulation_steps=1,  # micro-batches are counted by the loop, which knows the global counts
+        cpu=device == "cpu",
+        # One large bucket: the model is small, and gradients then add up in one order whatever the world size.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != wanted:
+        raise ValueError(
+            f"the launcher started {wanted} ranks but only {accelerator.num_processes} joined; start CPU "
+            "ranks with torchrun or ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def threads_per_rank() -> int:
+    """Cores that this process may use, over the ranks of its node: more threads than cores only spin."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def gradient_scale(world_size: int) -> float:
+    """What a loss over global counts is multiplied by, so that gradients add up: DDP divides them by the world size."""
+    return float(world_size)

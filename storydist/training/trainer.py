@@ -1,0 +1,291 @@
+"""The loop: one run from its first step, or from a checkpoint, to its last."""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from storydist.data.batch import Batch
+from storydist.data.index import ShardIndex
+from storydist.data.order import accumulation_steps, mix64
+from storydist.data.stream import Stream
+from storydist.losses import all_losses, counts, total
+from storydist.model import StoryModel, data_facts
+from storydist.settings import Settings
+from storydist.training import checkpoint
+from storydist.training.checkpoint import Identity, TrainState
+from storydist.training.log import RunLog
+from storydist.training.optim import build_optimizer, learning_rate_at
+from storydist.training.preemption import REQUEUE, Preemption
+from storydist.training.strategy import Precision, build_accelerator, gradient_scale
+from storydist.verdict.evaluate import evaluate
+
+if TYPE_CHECKING:
+    from storydist.config import Config
+
+
+class TrainConfig(Settings):
+    """How long, how much at once, and what is told on the way."""
+
+    steps: int = Field(1000, ge=1, description="updates of the weights")
+    global_batch: int = Field(8, ge=1, description="samples per step, over all ranks and micro-batches")
+    micro_batch: int = Field(8, ge=1, description="most samples that a rank takes through the model at once")
+    precision: Precision = "fp32"
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: the GPU where there is one")
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, description="of torch, per rank; 0: the node's cores over its ranks")
+    log_every: int = Field(10, ge=1, description="steps")
+    evaluate_every: int = Field(500, ge=0, description="steps; 0: never while training")
+    evaluate_split: str = "val"
+    save_every: int = Field(500, ge=1, description="steps")
+
+
+@dataclass
+class Run:
+    """What a training process holds."""
+
+    config: "Config"
+    index: ShardIndex
+    accelerator: Accelerator
+    model: StoryModel
+    wrapped: nn.Module  # the model as gradients see it
+    optimizer: Any
+    ema: AveragedModel | None
+    stream: Stream
+    state: TrainState
+    identity: Identity
+
+    @property
+    def path(self) -> Path:
+        return Path(self.config.run.dir)
+
+
+def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
+    """Model, optimizer and stream of this rank, at step 0. Raises ValueError when settings, shards and world size do
+    not fit.
+    """
+    train = config.train
+    accelerator = build_accelerator(train.precision, train.threads, train.device)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    stream = Stream(
+        index,
+        config.data,
+        seed=train.seed,
+        global_batch=train.global_batch,
+        rank=rank,
+        world_size=world_size,
+        pin=accelerator.device.type == "cuda",
+        accumulation_steps=accumulation_steps(train.global_batch, world_size, train.micro_batch),
+    )
+    torch.manual_seed(train.seed)
+    model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data)).to(accelerator.device)
+    optimizer = build_optimizer(model, config.optim)
+    ema = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay))
+        if config.optim.ema_decay
+        else None
+    )
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    identity = Identity(config=config.model_dump(mode="json"), fingerprint=index.info.fingerprint, code=code)
+    return Run(config, index, accelerator, model, wrapped, prepared, ema, stream, TrainState(), identity)
+
+
+def restore_newest(run: Run, say: Any, allow_change: tuple[str, ...] = ()) -> None:
+    """Puts the newest whole checkpoint into `run`; does nothing when there is none."""
+    step = checkpoint.newest_valid(run.path, say)
+    if step is None:
+        return
+    folder = checkpoint.checkpoint_path(run.path, step)
+    state, identity = checkpoint.read_state(folder)
+    checkpoint.require_same(identity, run.identity, allow_change, folder)
+    checkpoint.restore(folder, run.model, run.optimizer.optimizer, run.ema)
+    if run.accelerator.scaler is not None and state.scaler:
+        run.accelerator.scaler.load_state_dict(state.scaler)
+    run.state = state
+
+
+def train(run: Run) -> int:
+    """Runs the loop to its end; returns 0, or REQUEUE when a signal asked to stop. Collective: every rank calls it."""
+    config, state, accelerator = run.config, run.state, run.accelerator
+    preemption, meter = Preemption(), Meter(config.losses.heads(), accelerator.device)
+    log = RunLog(run.path, step=state.step, num_steps=config.train.steps) if accelerator.is_main_process else None
+    steps = run.stream.steps(state.samples_seen)
+    with log or nullcontext():
+        while state.step < config.train.steps:
+            micro_batches, wait_s = _timed_next(steps)
+            global_counts, stop = _agree(run, micro_batches, preemption.asked is not None)
+            learning_rate = learning_rate_at(state.step + 1, config.train.steps, config.optim)
+            norm = update(run, micro_batches, global_counts, learning_rate, meter)
+            state.step += 1
+            state.samples_seen += config.train.global_batch
+            meter.step(wait_s, config.train.global_batch)
+            last = state.step == config.train.steps
+            if state.step % config.train.log_every == 0 or last or stop:
+                values = meter.reduced(run) | {
+                    "learning_rate": learning_rate,
+                    "gradient_norm": norm,
+                    "samples_seen": state.samples_seen,
+                }
+                if log:
+                    log.train(state.step, config.train.steps, values)
+            elif log:
+                log.advance(state.step, "")
+            due = config.train.evaluate_every and state.step % config.train.evaluate_every == 0
+            if (due or (last and config.train.evaluate_every)) and not stop:
+                _evaluate(run, log)
+                meter.restart()
+            if state.step % config.train.save_every == 0 or last or stop:
+                _save(run, log)
+            if stop and not last:
+                if log:
+                    log.say(
+                        f"stopped at step {state.step} by a signal; the same command with --resume goes on from here"
+                    )
+                break
+    steps.close()
+    preemption.close()
+    return 0 if state.step >= config.train.steps else REQUEUE
+
+
+def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning_rate: float, meter: "Meter") -> float:
+    """One update of the weights from all micro-batches; returns the norm of the gradients before clipping.
+
+    Raises FloatingPointError before the update, on every rank, when the gradients are not finite.
+    """
+    config, accelerator, state = run.config, run.accelerator, run.state
+    scale = gradient_scale(accelerator.num_processes)
+    run.wrapped.train()
+    for number, batch in enumerate(micro_batches):
+        # Dropout depends on where the run stands, not on a generator's past, so that a resumed run draws the same.
+        torch.manual_seed(int(mix64(config.train.seed, state.step, accelerator.process_index, items=number) >> 1))
+        last = number == len(micro_batches) - 1
+        with nullcontext() if last else accelerator.no_sync(run.wrapped):
+            moved = batch.to(accelerator.device)
+            losses = all_losses(config.losses, run.wrapped(moved), moved, run.model.facts.score_std)
+            accelerator.backward(total(config.losses, losses, global_counts, scale))
+        meter.add(losses)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate
+    norm = float(accelerator.clip_grad_norm_(run.wrapped.parameters(), config.optim.clip_norm))
+    if norm != norm or norm == float("inf"):
+        if accelerator.scaler is None:
+            ids = [story for batch in micro_batches for story in batch.ids]
+            raise FloatingPointError(
+                f"gradients are not finite at step {state.step + 1}; stories of this rank: {', '.join(ids)}"
+            )
+        state.skipped_steps += 1  # the loss scale was too large; the scaler leaves this update out and lowers it
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if run.ema is not None:
+        run.ema.update_parameters(run.model)
+    return norm
+
+
+def _timed_next(steps: Iterator[list[Batch]]) -> tuple[list[Batch], float]:
+    start = time.perf_counter()
+    return next(steps), time.perf_counter() - start
+
+
+def _agree(run: Run, micro_batches: list[Batch], asked: bool) -> tuple[Tensor, bool]:
+    """Counts over all ranks and micro-batches, float64 [heads]; and whether any rank was asked to stop. One collective
+    for both.
+    """
+    heads = run.config.losses.heads()
+    local = torch.stack([counts(heads, batch) for batch in micro_batches]).sum(dim=0)
+    summed = run.accelerator.reduce(
+        torch.cat([local, local.new_tensor([float(asked)])]).to(run.accelerator.device), reduction="sum"
+    )
+    return summed[:-1], bool(summed[-1] > 0)
+
+
+class Meter:
+    """Losses, speed and waiting since the last line of the log."""
+
+    def __init__(self, heads: tuple[str, ...], device: torch.device):
+        self.heads, self.device = heads, device
+        self.restart()
+
+    def restart(self) -> None:
+        self.sums = torch.zeros(len(self.heads), 2, dtype=torch.float64, device=self.device)
+        self.start, self.wait_s, self.samples = time.perf_counter(), 0.0, 0
+
+    def add(self, losses: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Adds a micro-batch's (sum, count) of each loss."""
+        self.sums += torch.stack([torch.stack([s.detach(), c.to(s.dtype)]) for s, c in losses.values()]).double()
+
+    def step(self, wait_s: float, samples: int) -> None:
+        """Counts a finished step."""
+        self.wait_s += wait_s
+        self.samples += samples
+
+    def reduced(self, run: Run) -> dict[str, float]:
+        """Means over all ranks since the last call. Collective."""
+        sums = run.accelerator.reduce(self.sums, reduction="sum")
+        means = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
+        elapsed = time.perf_counter() - self.start
+        values = {f"loss/{head}": mean for head, mean in zip(self.heads, means, strict=True)}
+        weighted = sum(getattr(run.config.losses, head) * mean for head, mean in zip(self.heads, means, strict=True))
+        values = (
+            {"loss": weighted}
+            | values
+            | {"samples_per_s": self.samples / elapsed, "data_wait_share": self.wait_s / elapsed}
+        )
+        self.restart()
+        return values
+
+
+def judged_model(run: Run) -> StoryModel:
+    """The weights that are judged: the moving average where there is one."""
+    model = run.ema.module if run.ema is not None else run.model
+    assert isinstance(model, StoryModel)
+    return model.eval()
+
+
+def _evaluate(run: Run, log: RunLog | None) -> None:
+    config, accelerator = run.config, run.accelerator
+    split = config.train.evaluate_split
+    evaluation = evaluate(
+        judged_model(run),
+        run.index,
+        split,
+        data=config.data,
+        config=config.evaluate,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        gather=lambda value: gather_object([value]),
+        step=run.state.step,
+        floors_path=run.path / f"floors-{split}.json",
+    )
+    _remember_best(run, evaluation["metrics"])
+    if log:
+        log.evaluation(run.state.step, evaluation)
+        log.examples(run.state.step, evaluation["examples"])
+
+
+def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
+    name = run.config.checkpoint.best_metric
+    name = name if name in metrics else next(iter(metrics))
+    value = metrics[name]["value"] * (-1 if metrics[name]["better"] == "lower" else 1)
+    if run.state.best_value is None or value > run.state.best_value:
+        run.state.best_value, run.state.best_step = value, run.state.step
+
+
+def _save(run: Run, log: RunLog | None) -> None:
+    """Writes a checkpoint on rank 0; the others wait for it."""
+    if run.accelerator.scaler is not None:
+        run.state.scaler = run.accelerator.scaler.state_dict()
+    if log:
+        checkpoint.save(run.path, run.state, run.identity, run.model, run.optimizer.optimizer, run.ema)
+        checkpoint.prune(run.path, run.config.checkpoint, run.state)
+        log.say(f"step {run.state.step} saved", shown=False)
+    run.accelerator.wait_for_everyone()

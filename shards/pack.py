@@ -1,7 +1,7 @@
 """One planned shard: stories -> samples -> tar, with the rows that the index will need."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +133,19 @@ def to_sample(
         story=story.story,
         chain_of_thought=story.chain_of_thought,
         annotations={
-            "story": asdict(parse_story(story.story)),
-            "chain_of_thought": asdict(parse_chain_of_thought(story.chain_of_thought)),
+            "story": _plain(parse_story(story.story)),
+            "chain_of_thought": _plain(parse_chain_of_thought(story.chain_of_thought)),
         },
     )
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, tuples as lists, for JSON; without the deep copies of `dataclasses.asdict`."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
 
 
 def _check_counts(story: Story) -> None:

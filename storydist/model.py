@@ -174,16 +174,16 @@ class FrameMixer(nn.Module):
 
     def __init__(self, features: int, context: int, size: tuple[int, int]):
         super().__init__()
-        self.size, self.half = size, halved(size, 1)[-1]
+        self.outer, self.inner = size, halved(size, 1)[-1]
         self.join = nn.Sequential(
             nn.Conv2d(features + 3 * context, 16, 3, 1, 1), _norm(16), nn.SiLU(), nn.Conv2d(16, context + 1, 3, 1, 1)
         )
 
     def forward(self, features_MFHW: Tensor, inputs_MKCHW: Tensor, drawn_MCHW: Tensor) -> Tensor:
         # K frames of 3 channels -> 3 * K channels, at the size of the features
-        seen = F.interpolate(inputs_MKCHW.flatten(1, 2), size=self.half, mode="area")
+        seen = F.interpolate(inputs_MKCHW.flatten(1, 2), size=self.inner, mode="area")
         logits = self.join(torch.cat([features_MFHW, seen], dim=1))
-        weights = F.interpolate(logits, size=self.size, mode="bilinear").softmax(dim=1)
+        weights = F.interpolate(logits, size=self.outer, mode="bilinear").softmax(dim=1)
         candidates = torch.cat([inputs_MKCHW, drawn_MCHW[:, None]], dim=1)
         return (weights[:, :, None] * candidates).sum(dim=1)
 

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_shards import write_shards
 
 from storydist.data.stream import DataConfig, SampleReader, evaluation_batches
 from storydist.verdict.baselines import (
@@ -20,6 +19,7 @@ from storydist.verdict.baselines import (
 from storydist.verdict.metrics import absolute_error
 from storydist.verdict.tally import Tally
 from storydist.verdict.truth import truth_of
+from tests.tiny_shards import write_shards
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from story_tables import (
+
+from storydist.data.frames import decode_frame
+from storydist.data.index import ShardIndex
+from storydist.data.sample import Sample, decode
+from tests.story_tables import (
     ROOT,
     build_arguments,
     build_set,
@@ -26,10 +30,6 @@ from story_tables import (
     write_source,
     write_table,
 )
-
-from storydist.data.frames import decode_frame
-from storydist.data.index import ShardIndex
-from storydist.data.sample import Sample, decode
 
 
 def read_sample(index: ShardIndex, story: int) -> Sample:
@@ -61,7 +61,7 @@ def test_index_agrees_with_the_source(built):
         number = int(index.story_id(story)[1:])
         sample = read_sample(index, story)
         assert sample.score == (None if number == 1 else number / 4)
-        assert sample.frames.shape == (sample.num_frames, 12, 20, 3)
+        assert isinstance(sample.frames, np.ndarray) and sample.frames.shape == (sample.num_frames, 12, 20, 3)
         assert np.array_equal(sample.frames[0], decode_frame(image(number * 100 + 1), 12, 20))
         assert sample.meta["texts"][0] == f"Ana walks to the harbour in scene {number % 5}."
         assert {tuple(row) for row in sample.tags[:, [0, 2]].tolist()} >= {(-1, 0), (0, 1), (0, 3), (0, 4)}
@@ -72,6 +72,7 @@ def test_score_scale_and_tags_are_of_the_train_split_only(built):
     scores = [read_sample(index, story).score for story in index.split("train")]
     known = [score for score in scores if score is not None]
     scale = index.info.score
+    assert scale is not None
     assert (scale.count, scale.min, scale.max) == (len(known), min(known), max(known))
     assert scale.mean == pytest.approx(np.mean(known)) and scale.std == pytest.approx(np.std(known))
     train_tags = {

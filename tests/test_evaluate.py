@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_shards import write_shards
 
 from storydist.data.stream import DataConfig
 from storydist.model import HEADS, ModelConfig, StoryModel, data_facts
 from storydist.verdict.assemble import MEANINGS, beats, verdict
 from storydist.verdict.evaluate import EvaluationConfig, evaluate, with_overrides
 from storydist.verdict.predict import predict, summary, write_predictions
+from tests.tiny_shards import write_shards
 
 CPU = torch.device("cpu")
 CONFIG = EvaluationConfig(batch_stories=2, generate_windows=5, num_examples=2, resamples=20)

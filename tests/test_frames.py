@@ -30,7 +30,7 @@ def test_resizing_averages_and_does_not_alias():
     stripes[:, ::2] = 255
     small = decode_frame(encoded(stripes), 15, 20)
     assert small.shape == (15, 20, 3) and small.dtype == np.uint8
-    assert np.abs(small.astype(int) - 127).max() <= 8  # taking single pixels would give 0 or 255
+    assert np.abs(small.astype(int) - 127).max() <= 16  # taking single pixels would give 0 or 255
 
 
 def test_resizing_is_torchvisions():

@@ -16,7 +16,10 @@ INFO = {
     "tokenizer": "train:8000",
     "vocabulary_size": 4,
     "suffixes": ["frames.npy", "json"],
-    "shards": [SHARD | {"name": "train-000000.tar", "num_stories": 2}, SHARD | {"name": "val-000000.tar", "num_stories": 1}],
+    "shards": [
+        SHARD | {"name": "train-000000.tar", "num_stories": 2},
+        SHARD | {"name": "val-000000.tar", "num_stories": 1},
+    ],
     "splits": {
         "train": {"first": 0, "num_stories": 2, "num_frames": 9},
         "val": {"first": 2, "num_stories": 1, "num_frames": 5},
@@ -26,7 +29,7 @@ INFO = {
     "skipped": {},
     "files": {},
     "options": {"seed": 0},
-}  # fmt: skip
+}
 
 
 def write(root, **changes) -> IndexInfo:

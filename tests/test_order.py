@@ -71,7 +71,10 @@ def test_a_global_batch_that_cannot_be_cut_is_refused_with_a_remedy():
         accumulation_steps(30, 4, 8)
 
 
-@pytest.mark.parametrize(("global_batch", "world_size", "micro_batch", "steps"), [(8, 1, 8, 1), (8, 2, 8, 1), (8, 1, 3, 4), (12, 2, 4, 2), (7, 1, 3, 7)])
+@pytest.mark.parametrize(
+    ("global_batch", "world_size", "micro_batch", "steps"),
+    [(8, 1, 8, 1), (8, 2, 8, 1), (8, 1, 3, 4), (12, 2, 4, 2), (7, 1, 3, 7)],
+)
 def test_accumulation_takes_the_fewest_even_steps(global_batch, world_size, micro_batch, steps):
     assert accumulation_steps(global_batch, world_size, micro_batch) == steps
 

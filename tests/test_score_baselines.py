@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_shards import write_shards
 
 from storydist.verdict.score_baselines import (
     BAG,
@@ -17,6 +16,7 @@ from storydist.verdict.score_baselines import (
 )
 from storydist.verdict.score_metrics import score_errors
 from storydist.verdict.windows import samples
+from tests.tiny_shards import write_shards
 
 
 @pytest.fixture(scope="module")

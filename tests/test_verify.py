@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from story_tables import build_set, run_file, verify_set, write_source
 
-from shards.folder import read_info
 from storydist.data.files import sha256_file
-from storydist.data.index import TABLES, ShardIndex, write_index
+from storydist.data.index import TABLES, ShardIndex, read_info, write_index
+from tests.story_tables import build_set, run_file, verify_set, write_source
 
 
 @pytest.fixture(scope="module")

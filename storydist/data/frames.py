@@ -37,8 +37,9 @@ def decode_frame(data: bytes, height: int, width: int) -> np.ndarray:
     Raises ValueError when the image is damaged, of another format, or larger than MAX_PIXELS.
     """
     with _opened(data) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        return np.asarray(upright.resize((width, height), Image.Resampling.BILINEAR))
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = image if image.mode == "RGB" else image.convert("RGB")
+        return np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def check_frame(data: bytes) -> None:

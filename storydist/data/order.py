@@ -30,8 +30,9 @@ def mix64(*numbers: int, items: np.ndarray | int = 0) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         state = np.full(np.shape(items), 0x9E3779B97F4A7C15, dtype=np.uint64)
-        for number in (*(np.uint64(n % 2**64) for n in numbers), np.asarray(items).astype(np.uint64)):
-            state = (state ^ number) + np.uint64(0x9E3779B97F4A7C15)
+        for number in (*numbers, items):
+            word = np.asarray(number).astype(np.uint64)  # a negative number wraps, as in C
+            state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))

@@ -7,7 +7,7 @@ so what a trainer has consumed is for the trainer to count, and reading ahead ne
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
@@ -171,7 +171,7 @@ class Stream:
             for places in self.samples_of_step(samples_seen)
         ]
 
-    def steps(self, samples_seen: int = 0) -> Iterator[list[Batch]]:
+    def steps(self, samples_seen: int = 0) -> Generator[list[Batch], None, None]:
         """Micro-batches of every step from `samples_seen` on, without end. Steps are read ahead; closing the iterator
         stops that.
         """

@@ -5,8 +5,8 @@ seeded sample of windows. Each rank works on its share; their tallies are merged
 Evaluation.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,17 @@ import numpy as np
 import torch
 from pydantic import Field, ValidationError
 
-from storydist.data.batch import Batch
-from storydist.data.files import write_atomic
 from storydist.data.index import ShardIndex
 from storydist.data.stream import DataConfig, evaluation_batches
 from storydist.data.text import Wordpieces
 from storydist.settings import Settings
 from storydist.verdict.assemble import assemble
 from storydist.verdict.baselines import FittedFloors, fit_floors, floor_guesses, floor_texts
-from storydist.verdict.generate import Sampling, records, reference_texts, text_guess, told_windows
+from storydist.verdict.floor_cache import FloorFigures, floors_key, read_floors, write_floors
+from storydist.verdict.generate import Sampling, Told, records, reference_texts, text_guess, told_windows
+from storydist.verdict.guess import model_guess
 from storydist.verdict.tally import Tally, merged
-from storydist.verdict.text_metrics import cross_entropy_sum, derangement
-from storydist.verdict.truth import Guess, Truth, truth_of
+from storydist.verdict.truth import Guess, truth_of
 from storydist.verdict.windows import Place, choose_windows
 
 if TYPE_CHECKING:
@@ -70,6 +69,24 @@ def alone(value: Any) -> list[Any]:
     return [value]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is judged, on what, and which share of it is this rank's."""
+
+    model: "StoryModel"
+    index: ShardIndex
+    split: str
+    data: DataConfig
+    config: EvaluationConfig
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    def choose(self, limit: int) -> list[Place]:
+        """At most `limit` windows of the split, drawn by the seed."""
+        return choose_windows(self.index, self.split, context=self.data.context, limit=limit, seed=self.config.seed)
+
+
 def evaluate(
     model: "StoryModel",
     index: ShardIndex,
@@ -92,114 +109,77 @@ def evaluate(
     `floors_path`: JSON that keeps the floors' figures, used again while shards, heads and settings are the same.
     `gather` is called by every rank, equally often. Raises ValueError for an unknown or empty split.
     """
-    if not choose_windows(index, split, context=data.context, limit=1, seed=0):
-        raise ValueError(
-            f"split {split!r} has no story of more than {data.context} frames, so there is nothing to evaluate"
-        )
-    key = _floors_key(index, split, data, config, model)
-    kept = gather(_read_floors(floors_path, key) if rank == 0 else None)[0]
-    fitted = None
-    if kept is None:
-        # Fitted once, on rank 0; what the others get is a few megabytes.
-        fitted = gather(
-            fit_floors(index, split, data, model.text_target, device=device, seed=config.seed) if rank == 0 else None
-        )[0]
-    tallies = _measure(model, index, split, data, config, fitted, device=device, rank=rank, world_size=world_size)
-    if config.generate_windows:
-        _generate(model, index, split, data, config, fitted, tallies, device=device, rank=rank, world_size=world_size)
-    every = gather(tallies)
-    total = {
-        name: merged(tally[name] for tally in every if name in tally) for name in {n: None for t in every for n in t}
-    }
-    floors = (
-        kept
-        if kept is not None
-        else {n: {m: f.value for m, f in t.figures().items()} for n, t in total.items() if n != MODEL}
-    )
-    if kept is None and rank == 0 and floors_path is not None:
-        write_atomic(floors_path, json.dumps({"key": key, "floors": floors}, indent=1).encode())
-    examples = _examples(model, index, total[MODEL], split, data, config, device)
+    subject = Subject(model, index, split, data, config, device, rank, world_size)
+    if not subject.choose(1):
+        raise ValueError(f"split {split!r} has no story of more than {data.context} frames: nothing to evaluate")
+    total, floors = _judge(subject, gather, floors_path)
     stories = index.split(split)
+    num_frames = index.stories[stories.start : stories.stop]["num_frames"].astype(np.int64)
     return {
         "split": split,
         "step": step,
         "num_stories": len(stories),
-        "num_windows": int(
-            np.maximum(
-                index.stories[stories.start : stories.stop]["num_frames"].astype(np.int64) - data.context, 0
-            ).sum()
-        ),
+        "num_windows": int(np.maximum(num_frames - data.context, 0).sum()),
         "index_fingerprint": index.info.fingerprint,
         "seed": config.seed,
-        "metrics": assemble(total[MODEL], floors, resamples=config.resamples, seed=config.seed),
-        "examples": examples,
+        "metrics": assemble(total, floors, resamples=config.resamples, seed=config.seed),
+        "examples": _examples(subject, total),
     }
 
 
-def _measure(
-    model: "StoryModel",
-    index: ShardIndex,
-    split: str,
-    data: DataConfig,
-    config: EvaluationConfig,
-    fitted: FittedFloors | None,
-    *,
-    device: torch.device,
-    rank: int,
-    world_size: int,
-) -> Tallies:
+def _judge(subject: Subject, gather: Gather, path: Path | None) -> tuple[Tally, FloorFigures]:
+    """The model's tally over all ranks, and the floors' figures, kept ones if there are any."""
+    key = floors_key(subject.index, subject.split, subject.data, subject.config, subject.model)
+    # Rank 0 reads and fits; what the others get is at most a few tens of megabytes.
+    kept = gather(read_floors(path, key) if subject.rank == 0 else None)[0]
+    fitted = None if kept is not None else gather(_fit(subject) if subject.rank == 0 else None)[0]
+    tallies = _measure(subject, fitted)
+    if subject.config.generate_windows:
+        _generate(subject, fitted, tallies)
+    every = gather(tallies)
+    names = dict.fromkeys(name for tally in every for name in tally)
+    total = {name: merged(tally[name] for tally in every if name in tally) for name in names}
+    model = total.pop(MODEL)
+    if kept is not None:
+        return model, kept
+    floors = {name: {m: figure.value for m, figure in tally.figures().items()} for name, tally in total.items()}
+    if subject.rank == 0 and path is not None:
+        write_floors(path, key, floors)
+    return model, floors
+
+
+def _fit(subject: Subject) -> FittedFloors:
+    return fit_floors(
+        subject.index,
+        subject.split,
+        subject.data,
+        subject.model.text_target,
+        device=subject.device,
+        seed=subject.config.seed,
+    )
+
+
+def _measure(subject: Subject, fitted: FittedFloors | None) -> Tallies:
     """First pass: numbers of the model, and of the floors if they were fitted."""
     tallies: Tallies = {MODEL: Tally()}
     batches = evaluation_batches(
-        index, split, data, batch_stories=config.batch_stories, rank=rank, world_size=world_size
+        subject.index,
+        subject.split,
+        subject.data,
+        batch_stories=subject.config.batch_stories,
+        rank=subject.rank,
+        world_size=subject.world_size,
     )
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + rank)
+    generator = torch.Generator().manual_seed(subject.config.seed * 1_000_003 + subject.rank)
     for batch in batches:
-        batch = batch.to(device)
+        batch = batch.to(subject.device)
         with torch.no_grad():
-            truth = truth_of(batch, model.text_target)
-            guess = model_guess(model, batch, truth, generator)
+            truth = truth_of(batch, subject.model.text_target)
+            guess = model_guess(subject.model, batch, truth, generator)
             tallies[MODEL].add(truth, guess)
             for name, floor in (floor_guesses(truth, fitted) if fitted else {}).items():
                 tallies.setdefault(name, Tally()).add(truth, _as_spoken(floor, guess))
     return tallies
-
-
-def model_guess(model: "StoryModel", batch: Batch, truth: Truth, generator: torch.Generator) -> Guess:
-    """What the model says of a batch's valid windows and stories. `generator` (CPU) shuffles the conditions."""
-    prediction = model(batch)
-    windows, stories = batch.valid_M > 0, batch.valid_B > 0
-    guess = Guess()
-    if prediction.next_frame_MCHW is not None:
-        guess.frame_MCHW = prediction.next_frame_MCHW[windows]
-    if prediction.text_embedding_ME is not None:
-        guess.embedding_ME = prediction.text_embedding_ME[windows]
-    if prediction.character_logits_MP is not None:
-        guess.characters_MP = prediction.character_logits_MP[windows] > 0
-    if prediction.score_B is not None:
-        guess.score_B = prediction.score_B[stories].float().cpu().numpy()
-    if prediction.text_logits_TV is not None:
-        guess.wordpiece_losses_T = _losses(prediction, windows, truth)
-        order = derangement(batch.valid_M, generator)
-        if order is not None:
-            shuffled = model(batch, shuffle_condition=order.to(batch.valid_M.device))
-            guess.shuffle_losses_T = _losses(shuffled, windows, truth) - guess.wordpiece_losses_T
-    return guess
-
-
-def _losses(prediction, windows_M: torch.Tensor, truth: Truth) -> torch.Tensor:
-    """Loss of each target wordpiece of the valid windows, float64 [T].
-
-    Raises ValueError if the model was scored on other wordpieces than the windows' targets hold.
-    """
-    real = windows_M[prediction.text_window_T]
-    target = prediction.text_target_T[real]
-    if len(target) != len(truth.wordpieces_T) or int(target.sum()) != int(truth.wordpieces_T.sum()):
-        raise ValueError(
-            f"the model was scored on {len(target)} wordpieces, not on the {len(truth.wordpieces_T)} of the targets; "
-            "its text decoder must be scored on the description after the input frames"
-        )
-    return cross_entropy_sum(prediction.text_logits_TV[real], target)
 
 
 def _as_spoken(floor: Guess, model: Guess) -> Guess:
@@ -207,33 +187,10 @@ def _as_spoken(floor: Guess, model: Guess) -> Guess:
     return Guess(**{name: value for name, value in vars(floor).items() if vars(model)[name] is not None})
 
 
-def _generate(
-    model: "StoryModel",
-    index: ShardIndex,
-    split: str,
-    data: DataConfig,
-    config: EvaluationConfig,
-    fitted: FittedFloors | None,
-    tallies: Tallies,
-    *,
-    device: torch.device,
-    rank: int,
-    world_size: int,
-) -> None:
+def _generate(subject: Subject, fitted: FittedFloors | None, tallies: Tallies) -> None:
     """Second pass: adds generated texts, and the floors' texts for the same windows."""
-    tokenizer = Wordpieces.load(index.root / "tokenizer")
-    places = choose_windows(index, split, context=data.context, limit=config.generate_windows, seed=config.seed)
-    for told in told_windows(
-        model,
-        index,
-        places,
-        data,
-        sampling_of(config),
-        batch_stories=config.batch_stories,
-        device=device,
-        rank=rank,
-        world_size=world_size,
-    ):
+    tokenizer = Wordpieces.load(subject.index.root / "tokenizer")
+    for told in _told(subject, subject.choose(subject.config.generate_windows), subject.rank, subject.world_size):
         if told.prediction.text_logits_TV is None:
             return
         references = reference_texts(told.truth, tokenizer)
@@ -244,31 +201,34 @@ def _generate(
             tallies.setdefault(name, Tally()).add(told.truth, floor, references)
 
 
-def _examples(
-    model: "StoryModel",
-    index: ShardIndex,
-    tally: Tally,
-    split: str,
-    data: DataConfig,
-    config: EvaluationConfig,
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """Records of windows drawn at random, then of the best and the worst by image L1."""
-    if not config.num_examples:
+def _told(subject: Subject, places: list[Place], rank: int = 0, world_size: int = 1) -> Iterator[Told]:
+    return told_windows(
+        subject.model,
+        subject.index,
+        places,
+        subject.data,
+        sampling_of(subject.config),
+        batch_stories=subject.config.batch_stories,
+        device=subject.device,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _examples(subject: Subject, tally: Tally) -> list[dict[str, Any]]:
+    """Records of windows drawn at random, then of the best and the worst by image L1; the same on every rank."""
+    size = subject.config.num_examples
+    if not size:
         return []
-    drawn = choose_windows(index, split, context=data.context, limit=config.num_examples, seed=config.seed)
-    picks: dict[Place, str] = dict.fromkeys(drawn, "random")
+    picks: dict[Place, str] = dict.fromkeys(subject.choose(size), "random")
     columns = tally.frames.columns()
     if columns:
         order = np.argsort(columns["error"], kind="stable")
-        for pick, rows in (("best", order[: config.num_examples]), ("worst", order[::-1][: config.num_examples])):
+        for pick, rows in (("best", order[:size]), ("worst", order[::-1][:size])):
             for row in rows:
                 picks.setdefault((int(columns["story"][row]), int(columns["position"][row])), pick)
-    tokenizer = Wordpieces.load(index.root / "tokenizer")
-    told = told_windows(
-        model, index, list(picks), data, sampling_of(config), batch_stories=config.batch_stories, device=device
-    )
-    found = [record for part in told for record in records(part, tokenizer, picks)]
+    tokenizer = Wordpieces.load(subject.index.root / "tokenizer")
+    found = [record for told in _told(subject, list(picks)) for record in records(told, tokenizer, picks)]
     return sorted(found, key=lambda r: (("random", "best", "worst").index(r["pick"]), _sort_error(r)))
 
 
@@ -281,31 +241,3 @@ def _sort_error(record: dict[str, Any]) -> float:
 def sampling_of(config: EvaluationConfig) -> Sampling:
     """How descriptions are drawn."""
     return Sampling(temperature=config.temperature, top_p=config.top_p, seed=config.seed)
-
-
-def _floors_key(
-    index: ShardIndex, split: str, data: DataConfig, config: EvaluationConfig, model: "StoryModel"
-) -> dict[str, Any]:
-    """All that the floors' figures depend on; the frozen text embedding's width stands for the model's part in them."""
-    return {
-        "version": 1,
-        "index": index.info.fingerprint,
-        "split": split,
-        "context": data.context,
-        "max_wordpieces": data.max_wordpieces,
-        "generate_windows": config.generate_windows,
-        "seed": config.seed,
-        "heads": sorted(model.heads),
-        "text_target_width": model.config.text_target_width,
-    }
-
-
-def _read_floors(path: Path | None, key: dict[str, Any]) -> dict[str, dict[str, float | None]] | None:
-    """Kept figures {floor: {metric: value}}, or None if there are none for this very key."""
-    if path is None or not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None  # a cache that cannot be read is worth no more than none
-    return found["floors"] if isinstance(found, dict) and found.get("key") == key else None

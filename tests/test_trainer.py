@@ -1,0 +1,137 @@
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from accelerate.state import AcceleratorState
+
+from storydist.run_folder import load_run, write_facts
+from storydist.training.checkpoint import checkpoint_path, list_steps
+from storydist.training.preemption import REQUEUE
+from storydist.training.trainer import build_run, restore_newest, train
+from tests.small_runs import SMALL, small_config
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps precision and device for the whole process; each test has its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run_to_end(index, folder: Path, *, stop_after: int | None = None, **sections):
+    """Trains (or goes on); with `stop_after`, a signal is asked for at that step. Returns exit code and Run."""
+    config = small_config(index, folder, **sections)
+    run = build_run(config, index, "test")
+    restore_newest(run, print)
+    if stop_after is not None:
+        ask_at(run, stop_after)
+    write_facts(folder, config)
+    return train(run), run
+
+
+def ask_at(run, step: int) -> None:
+    load = run.stream.load_step
+
+    def load_and_ask(samples_seen: int):
+        if samples_seen == step * run.config.train.global_batch:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return load(samples_seen)
+
+    run.stream.load_step = load_and_ask
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path, step: int, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(checkpoint_path(folder, step) / name)
+
+
+def test_a_run_leaves_everything_it_promises(tiny_index, tmp_path):
+    code, _ = run_to_end(tiny_index, tmp_path, train={"evaluate_every": 3, "evaluate_split": "test"})
+    assert code == 0
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "train.log", "tensorboard", "checkpoints"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [3, 6]
+    assert {"loss", "loss/score", "learning_rate", "gradient_norm", "samples_per_s", "data_wait_share"} <= lines[
+        0
+    ].keys()
+    assert lines[-1]["metrics"]["image L1"]["floors"]
+    loaded = load_run(tmp_path)
+    assert loaded.step == 6 and not loaded.model.training
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"train": {"micro_batch": 2}}, {"optim": {"ema_decay": 0.9}}, {"train": {"precision": "bf16"}}],
+    ids=str,
+)
+def test_resuming_is_exact(tiny_index, tmp_path, sections):
+    run_to_end(tiny_index, tmp_path / "straight", **sections)
+    for stop in (2, 4):  # stopped twice, dropout on, across an epoch's end
+        code, run = run_to_end(tiny_index, tmp_path / "stopped", stop_after=stop, **sections)
+        assert code == REQUEUE and run.state.step < 6
+    assert run_to_end(tiny_index, tmp_path / "stopped", **sections)[0] == 0
+    names = ["model.safetensors", "optimizer.safetensors"] + (["ema.safetensors"] if "optim" in sections else [])
+    for name in names:
+        one, other = weights(tmp_path / "straight", 6, name), weights(tmp_path / "stopped", 6, name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    timeless = [
+        {k: v for k, v in line.items() if k not in ("samples_per_s", "data_wait_share")}
+        for line in metrics(tmp_path / "stopped")
+    ]
+    assert timeless == [
+        {k: v for k, v in line.items() if k not in ("samples_per_s", "data_wait_share")}
+        for line in metrics(tmp_path / "straight")
+    ]
+
+
+def test_accumulation_changes_no_loss(tiny_index, tmp_path):
+    off = {"model": SMALL | {"dropout": 0.0, "score_dropout": 0.0, "word_dropout": 0.0}}
+    for micro_batch in (4, 1):
+        run_to_end(tiny_index, tmp_path / str(micro_batch), train={"micro_batch": micro_batch}, **off)
+    for one, other in zip(metrics(tmp_path / "4"), metrics(tmp_path / "1"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def test_a_finished_run_is_left_alone(tiny_index, tmp_path):
+    run_to_end(tiny_index, tmp_path)
+    before = {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    }
+    run_to_end(tiny_index, tmp_path)
+    assert list_steps(tmp_path) == [6]
+    assert all(path.read_bytes() == data for path, data in before.items() if path.suffix in (".safetensors", ".jsonl"))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(tiny_index, tmp_path):
+    run = build_run(small_config(tiny_index, tmp_path), tiny_index, "test")
+    with torch.no_grad():
+        run.model.text_decoder.bias[0] = float("nan")
+    before = {name: p.clone() for name, p in run.model.named_parameters()}
+    with pytest.raises(FloatingPointError, match=r"not finite at step 1; stories of this rank: train/"):
+        train(run)
+    assert all(torch.equal(p, before[name]) or p.isnan().any() for name, p in run.model.named_parameters())
+    assert list_steps(tmp_path) == []
+
+
+def test_the_best_checkpoint_is_kept(tiny_index, tmp_path):
+    sections = {
+        "train": {"evaluate_every": 2, "save_every": 2, "evaluate_split": "test"},
+        "checkpoint": {"keep_last": 1, "best_metric": "image L1"},
+    }
+    _, run = run_to_end(tiny_index, tmp_path, **sections)
+    values = {
+        line["step"]: line["metrics"]["image L1"]["value"] for line in metrics(tmp_path) if line["kind"] == "evaluation"
+    }
+    assert run.state.best_step == min(values, key=values.__getitem__)
+    assert set(list_steps(tmp_path)) == {6, run.state.best_step}
+    assert load_run(tmp_path, "best").step == run.state.best_step

@@ -28,12 +28,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     # Imported here, so that --help and a mistyped option do not wait for torch.
-    from rich.console import Console
-
     from storydist.run_folder import load_run
     from storydist.verdict.device import choose_device
     from storydist.verdict.evaluate import evaluate, with_overrides
-    from storydist.verdict.report import evaluation_table, floors_path, write_evaluation
+    from storydist.verdict.report import floors_path, print_evaluation, write_evaluation
 
     device = choose_device(arguments.device)
     run = load_run(arguments.run, arguments.checkpoint, device, arguments.shards)
@@ -49,7 +47,7 @@ def main() -> None:
         floors_path=floors_path(arguments.run, arguments.split),
     )
     path = write_evaluation(arguments.run, evaluation)
-    Console().print(evaluation_table(evaluation))
+    print_evaluation(evaluation)
     print(f"written to {path}")
 
 

@@ -29,9 +29,10 @@ def run_command(main: Callable[[], int | None]) -> int:
     The message of such an error is printed on stderr as `error: ...`, without a traceback. Any other exception is a
     defect of the program and passes through with its traceback.
     """
-    # Idle OpenMP threads sleep instead of spinning: on cores shared with anyone else spinning costs several times the
-    # CPU. It has to be said before torch is loaded, so commands import torch inside `main`.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long an idle OpenMP thread spins before it sleeps. The library's own 300,000 rounds cost several times the CPU
+    # on cores shared with anyone else; with 1,000 every small operation waits for a thread to wake. It has to be said
+    # before torch is loaded, so commands import torch inside `main`.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     try:
         return main() or 0
     except BrokenPipeError:

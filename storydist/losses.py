@@ -1,7 +1,7 @@
 """What the heads are trained on. Each loss is (sum, count), so that means are taken once, over all ranks and micro-
 batches.
 
-Dimensions as in storydist/model.py. Rows with valid 0 are in neither sum nor count.
+Dimensions as in storydist/model/story.py. Rows with valid 0 are in neither sum nor count.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from storydist.losses import LossConfig, all_losses, counts, total
-from storydist.model import HEADS, nucleus
+from storydist.model import HEADS
+from storydist.model.text import nucleus
 from tests.small_runs import batch_of, small_model
 
 OFF = dict.fromkeys(HEADS, 0.0)
@@ -19,7 +20,7 @@ def test_shapes_and_ranges(tiny_index):
     found = tensors(model(batch))
     assert found["next_frame_MCHW"].shape == (num_windows, 3, 12, 24)
     assert found["reconstruction_NCHW"].shape == (num_frames, 3, 12, 24)
-    assert all(0 <= found[name].min() and found[name].max() <= 1 for name in ("next_frame_MCHW", "reconstruction_NCHW"))
+    assert all(found[name].min() >= 0 and found[name].max() <= 1 for name in ("next_frame_MCHW", "reconstruction_NCHW"))
     num_targets = int((batch.target_lengths_M - 1).sum())
     assert found["text_logits_TV"].shape == (num_targets, model.words.num_embeddings)
     assert found["text_target_T"].shape == found["text_window_T"].shape == (num_targets,)

@@ -16,7 +16,7 @@ from torch import Tensor
 from storydist.data.sample import TAG_KINDS
 
 PAD = 0  # of wordpieces and of tags alike
-ON_CPU = ("lengths_N", "target_lengths_M")  # packing a sequence wants its lengths there
+ON_CPU = ("lengths_N", "target_lengths_M")  # so that where texts end is known without waiting for the device
 
 
 class SpecialPieces(NamedTuple):
@@ -110,14 +110,10 @@ def collate(
     characters, character_mask = _pad_characters(runs)
     windows, window_story = _windows(counts, first_row, context)
     run_valid = np.array([run.valid for run in runs], dtype=np.float32)
-    # A batch always has a window, so that every parameter takes part in every backward; one without counts nothing.
     valid_windows = run_valid[window_story]
-    if not len(windows):
-        windows, window_story, valid_windows = (
-            np.zeros((1, context + 1), dtype=np.int64),
-            np.zeros(1, dtype=np.int64),
-            np.zeros(1, np.float32),
-        )
+    if not len(windows):  # every parameter takes part in every backward, if only by a window that counts nothing
+        windows = np.zeros((1, context + 1), dtype=np.int64)
+        window_story, valid_windows = np.zeros(1, dtype=np.int64), np.zeros(1, np.float32)
     tensor = torch.from_numpy
     return Batch(
         ids=[run.story_id for run in runs],

@@ -34,8 +34,8 @@ class ShardReader:
             payload = view[offset : offset + size]
             if self.verify and zlib.crc32(payload) != crc32:
                 raise ValueError(
-                    f"{self.index.shard_path(shard)}: story {self.index.story_id(story)!r}, member {suffix!r} at offset "
-                    f"{offset} does not match its checksum; the shard is damaged: build or copy it again"
+                    f"{self.index.shard_path(shard)}: story {self.index.story_id(story)!r}, member {suffix!r} at "
+                    f"offset {offset} does not match its checksum; the shard is damaged: build it again"
                 )
             payloads[suffix] = payload
         return payloads

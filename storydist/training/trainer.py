@@ -1,5 +1,6 @@
 """The loop: one run from its first step, or from a checkpoint, to its last."""
 
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -234,13 +235,17 @@ class Meter:
         elapsed = time.perf_counter() - self.start
         values = {f"loss/{head}": mean for head, mean in zip(self.heads, means, strict=True)}
         weighted = sum(getattr(run.config.losses, head) * mean for head, mean in zip(self.heads, means, strict=True))
-        values = (
-            {"loss": weighted}
-            | values
-            | {"samples_per_s": self.samples / elapsed, "data_wait_share": self.wait_s / elapsed}
-        )
+        speed = {"samples_per_s": self.samples / elapsed, "data_wait_share": self.wait_s / elapsed}
+        values = {"loss": weighted} | values | speed | {"peak_memory_bytes": peak_memory_bytes(self.device)}
         self.restart()
         return values
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that this rank has held: of the GPU where it has one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def judged_model(run: Run) -> StoryModel:

@@ -170,8 +170,9 @@ def _measure(subject: Subject, fitted: FittedFloors | None) -> Tallies:
         rank=subject.rank,
         world_size=subject.world_size,
     )
-    generator = torch.Generator().manual_seed(subject.config.seed * 1_000_003 + subject.rank)
     for batch in batches:
+        # A batch is the same at every world size, and so is what its windows exchange.
+        generator = torch.Generator().manual_seed(subject.config.seed * 1_000_003 + int(batch.story_B[0]))
         batch = batch.to(subject.device)
         with torch.no_grad():
             truth = truth_of(batch, subject.model.text_target)

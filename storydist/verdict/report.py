@@ -7,11 +7,13 @@ RUN/metrics.jsonl             one line per logged step ("kind": "train") or eval
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,6 +21,7 @@ from storydist.data.files import write_atomic
 from storydist.verdict.assemble import verdict
 
 DEFAULT_SPLIT = "test"
+PIPE_WIDTH, ONE_LINE_WIDTH = 170, 140  # characters
 FOOTER = "one seed, no spread; brackets: 95 % bootstrap over stories; floors know the training split only, oracles peek"
 VERDICT_STYLES = {"beats all floors": "green", "beats constants": "yellow", "no": "red"}
 
@@ -88,8 +91,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda entry: entry["step"])
 
 
-def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
-    """Every metric beside its floors, for a terminal."""
+def print_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """The table of an Evaluation on stdout; a file or a pipe gets wide lines."""
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.print(evaluation_table(evaluation, between=", " if console.width >= ONE_LINE_WIDTH else "\n"))
+
+
+def evaluation_table(evaluation: Mapping[str, Any], between: str = ", ") -> Table:
+    """Every metric beside its floors, which stand side by side or, `between` being a newline, one below the other."""
     step = "" if evaluation.get("step") is None else f", step {evaluation['step']}"
     size = f"{evaluation['num_stories']} stories, {evaluation['num_windows']} windows"
     table = Table(
@@ -107,7 +116,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
         table.add_row(
             escape(f"{name} {arrow(metric)}"),
             escape(figure(metric)),
-            escape(floors_text(metric)),
+            escape(floors_text(metric, between)),
             f"[{style}]{judged}[/]" if style else judged,
         )
     return table
@@ -124,14 +133,14 @@ def figure(metric: Mapping[str, Any]) -> str:
     return number(metric["value"]) + (f" [{number(interval[0])}, {number(interval[1])}]" if interval else "")
 
 
-def floors_text(metric: Mapping[str, Any]) -> str:
-    """All floors and the targets' own figure on one line, the strongest floor first."""
+def floors_text(metric: Mapping[str, Any], between: str = ", ") -> str:
+    """All floors and the targets' own figure, the strongest floor first."""
     sign = -1 if metric["better"] == "higher" else 1
     floors = sorted(
         metric["floors"].items(), key=lambda item: sign * (item[1] if item[1] is not None else float("inf"))
     )
     own = [("the targets' own", metric["reference"])] if metric.get("reference") is not None else []
-    return ", ".join(f"{name} {number(value)}" for name, value in [*floors, *own])
+    return between.join(f"{name} {number(value)}" for name, value in [*floors, *own])
 
 
 def number(value: float | None) -> str:

@@ -1,0 +1,106 @@
+"""Real processes: two ranks on the CPU (gloo), started the way a user starts them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.small_runs import small_config
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 20
+LAUNCHERS = {
+    "python": [],
+    "accelerate": [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ],
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2"],
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(launcher: str, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    flags = {"accelerate": "--main_process_port", "torchrun": "--master_port"}
+    port = [flags[launcher], str(free_port())] if launcher in flags else []
+    command = [
+        sys.executable,
+        *LAUNCHERS[launcher],
+        *port,
+        str(ROOT / "launch" / "train.py"),
+        "--config",
+        str(config),
+        *overrides,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT, env=environment)
+
+
+@pytest.fixture(scope="module")
+def config_file(tiny_index, tmp_path_factory) -> Path:
+    """A small model without dropout, so that ranks draw nothing at random."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("ranks")
+    from tests.small_runs import SMALL
+
+    still = SMALL | {"dropout": 0.0, "score_dropout": 0.0, "word_dropout": 0.0}
+    config = small_config(
+        tiny_index, folder, model=still, train={"steps": STEPS, "evaluate_every": STEPS, "evaluate_split": "test"}
+    )
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one_process(config_file, tmp_path_factory) -> list[dict]:
+    run = tmp_path_factory.mktemp("one")
+    done = launch("python", config_file, f"run.dir={run}")
+    assert done.returncode == 0, done.stderr
+    return lines(run)
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_two_ranks_lose_as_one(launcher, config_file, one_process, tmp_path):
+    done = launch(launcher, config_file, f"run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "2 rank(s) on cpu" in done.stdout
+    found = lines(tmp_path)
+    assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, STEPS + 1))
+    for one, two in zip(one_process, found, strict=True):
+        if one["kind"] == "train":
+            for name, value in one.items():
+                if name.startswith("loss"):
+                    assert two[name] == pytest.approx(value, rel=1e-5), (one["step"], name)
+        else:
+            for name, metric in one["metrics"].items():
+                assert two["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-4, abs=1e-5), name
+
+
+def test_a_mistake_ends_all_ranks_with_one_message(config_file, tmp_path):
+    done = launch("torchrun", config_file, f"run.dir={tmp_path}", "train.global_batch=3")
+    assert done.returncode != 0
+    assert "train.global_batch 3 cannot be split over 2 ranks" in done.stderr

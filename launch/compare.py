@@ -22,16 +22,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from rich.console import Console
-
     from storydist.data.files import write_atomic
     from storydist.verdict.compare import compare, comparison_html, comparison_table
-    from storydist.verdict.report import read_evaluation
+    from storydist.verdict.report import console_of_stdout, read_evaluation
 
     rows, warnings = compare(arguments.runs, [read_evaluation(run, arguments.split) for run in arguments.runs])
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    Console().print(comparison_table(arguments.runs, rows))
+    console_of_stdout().print(comparison_table(arguments.runs, rows))
     if arguments.html:
         write_atomic(arguments.html, comparison_html(arguments.runs, rows, warnings).encode())
         print(f"written to {arguments.html}")

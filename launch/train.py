@@ -13,11 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from storydist.command import run_command
+from storydist.command import ArgumentParser, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="launch/train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument(
         "--resume",
@@ -39,6 +41,7 @@ def main() -> int:
     arguments = parse_arguments()
     # Imported here, so that --help and a mistyped option do not wait for torch.
     from storydist.config import load_config
+    from storydist.data.files import check_writable
     from storydist.data.index import ShardIndex
     from storydist.run_folder import code_version, write_facts
     from storydist.training import checkpoint
@@ -47,6 +50,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     run_dir, shards = Path(config.run.dir), Path(config.data.shards).resolve()
     config = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(shards)})})
+    check_writable(run_dir)
     index = ShardIndex.open(shards)
     steps = checkpoint.list_steps(run_dir)
     if steps and not arguments.resume:
@@ -55,6 +59,8 @@ def main() -> int:
         )
     is_main = os.environ.get("RANK", "0") == "0"
     say = print if is_main else (lambda text: None)
+    if arguments.resume and not steps:
+        say(f"{run_dir} holds no checkpoint to resume, so the run starts afresh")
     run = build_run(config, index, code_version())
     restore_newest(run, say, tuple(arguments.allow_change))
     if is_main:

@@ -22,7 +22,7 @@ except ModuleNotFoundError:  # run as a file from a checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import storydist  # noqa: F401
 
-from shards.folder import claim, finished_set, is_writable, locked_folder
+from shards.folder import claim, finished_set, locked_folder, newer_than
 from shards.merge import SKIPPED_FILE, BuildFacts, merge
 from shards.pack import FrameOptions, Packer
 from shards.plan import NO_TAGS, TRAIN, Plan, make_plan
@@ -31,6 +31,7 @@ from shards.rows import SkippedStory
 from shards.sources import BadStory, SourceOptions, open_source
 from shards.workers import map_in_order
 from storydist.command import ArgumentParser, positive_int, run_command
+from storydist.data.files import check_writable
 from storydist.data.index import IndexInfo
 from storydist.data.text import Wordpieces, load_wordpieces, train_wordpieces
 
@@ -40,19 +41,20 @@ TRAINED_HERE = "train:"  # prefix of a --tokenizer that is trained on the train 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a build did, for the closing lines."""
+    """What a build did, for the closing lines. `newer`: a file of the source that is newer than the set found."""
 
     info: IndexInfo
     root: Path
     seconds: float
     built_now: bool
+    newer: Path | None = None
 
 
 def build(arguments: argparse.Namespace) -> Summary:
     """Builds, continues or recognises the shard set in `arguments.out`."""
     start_s = time.monotonic()
     root = Path(arguments.out)
-    is_writable(root)
+    check_writable(root)
     skipped: list[SkippedStory] = []
 
     def skip(error: BadStory) -> None:
@@ -74,8 +76,9 @@ def build(arguments: argparse.Namespace) -> Summary:
     with locked_folder(root, arguments.overwrite):
         info = finished_set(root, facts.options)
         if info is not None:
-            return Summary(info, root, time.monotonic() - start_s, built_now=False)
-        if claim(root, facts.options):
+            newer = newer_than(root / "index.json", source.files())
+            return Summary(info, root, time.monotonic() - start_s, built_now=False, newer=newer)
+        if claim(root, facts.options, source.files()):
             print("continuing an unfinished build", file=sys.stderr)
         wordpieces.save(root / "tokenizer")
         packer = Packer(root, source, wordpieces, plan.tag_vocabulary, facts.frames, arguments.skip_bad)
@@ -135,7 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = build(arguments)
     info = summary.info
     if not summary.built_now:
-        print(f"{summary.root} is already complete: same source, same options; nothing to do")
+        print(f"{summary.root} is already complete: same texts, scores, tags and options; nothing to do")
+    if summary.newer is not None:
+        note = f"note: {summary.newer} is newer than the shards, and images were not compared"
+        print(f"{note}; if they changed, build again with --overwrite", file=sys.stderr)
     size_bytes = sum(shard.size_bytes for shard in info.shards)
     for name, split in info.splits.items():
         print(f"  {name:<6} {split.num_stories:>8} stories {split.num_frames:>9} frames")
@@ -151,7 +157,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="shards/build.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
+    add, given = parser.add_argument, SourceOptions()
     add("--source", nargs="*", help="folder, files or Hub name; may be left out when the metadata point at frames")
     add("--metadata", help="CSV: story_id or video_id, story_score, tags, and what shards/metadata.py lists")
     add("--out", required=True, help="folder of the shard set")
@@ -159,11 +165,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", type=_size, default=DEFAULT_SIZE, metavar="HxW", help="height x width in pixels (%(default)s)")
     add("--tokenizer", default="train:8000", help="train:SIZE, a folder, tokenizer.json, vocab.txt or a Hub name")
     add("--splits", choices=("source", "story", "movie"), default="source", help="whose splits (%(default)s)")
-    add("--val", type=float, default=0.2, help="share of the validation split (%(default)s)")
-    add("--test", type=float, default=0.1, help="share of the test split, if the source has none (%(default)s)")
-    add("--seed", type=int, default=0, help="decides which stories go to val and test (%(default)s)")
+    add("--val", type=float, default=given.val_fraction, help="share of the validation split (%(default)s)")
+    add("--test", type=float, default=given.test_fraction, help="share of test, if the source has none (%(default)s)")
+    add("--seed", type=int, default=given.seed, help="decides which stories go to val and test (%(default)s)")
     add("--stories-per-shard", type=positive_int, default=64, help="(%(default)s)")
-    add("--frames-per-video", type=positive_int, default=8, help="where a video has no timestamps (%(default)s)")
+    num_frames = given.frames_per_video
+    add("--frames-per-video", type=positive_int, default=num_frames, help="without timestamps (%(default)s)")
     add("--limit", type=positive_int, help="only the first so many stories of each split")
     add("--workers", type=positive_int, default=1, help="processes (%(default)s)")
     add("--skip-bad", action="store_true", help="leave out stories that cannot be used, list them in skipped.csv")

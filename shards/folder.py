@@ -3,9 +3,8 @@
 import contextlib
 import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +65,28 @@ def finished_set(root: Path, options: Mapping[str, Any]) -> IndexInfo | None:
     return info
 
 
-def claim(root: Path, options: Mapping[str, Any]) -> bool:
+def claim(root: Path, options: Mapping[str, Any], source_files: Iterable[Path]) -> bool:
     """Notes what an unfinished build is of; True when an earlier run had begun the same one.
 
-    Raises ValueError when the earlier run had other options or another source.
+    Raises ValueError when the earlier run had other options or another source, or a file of the source is newer.
     """
     path = root / BUILD_FOLDER / _PLAN_FILE
     if not path.exists():
         write_atomic(path, to_json(options))
         return False
     _compare(root, "an unfinished build begun", json.loads(path.read_bytes()), options)
+    changed = newer_than(path, source_files)
+    if changed is not None:
+        raise ValueError(f"{changed} was changed after the unfinished build in {root} began; begin again: --overwrite")
     return True
+
+
+def newer_than(path: Path, source_files: Iterable[Path]) -> Path | None:
+    """The first file whose content, or place, was changed after `path` was written. Images take no part in the
+    source's hash, because planning does not read them; this notices a changed one for the price of a stat."""
+    written_ns = path.stat().st_mtime_ns
+    # The time of the inode's change: a file that is moved here, or copied with its times, keeps its older mtime.
+    return next((file for file in source_files if file.stat().st_ctime_ns > written_ns), None)
 
 
 def _compare(root: Path, what: str, found: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -89,12 +99,3 @@ def _compare(root: Path, what: str, found: Mapping[str, Any], options: Mapping[s
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 16 else f"{text[:12]}..."
-
-
-def is_writable(root: Path) -> None:
-    """Raises OSError, before any long work, when the folder cannot be made or written to."""
-    existing = next(path for path in [root, *root.parents] if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(20, "is a file, so no folder can be made there", str(existing))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(13, "no permission to write here", str(existing))

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from shards.bad_story import BadStory
 from shards.metadata import Metadata, MetadataRow
 from shards.video import UnusableVideo, evenly_spaced_times, frames_at
+from storydist.data.frames import check_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _DIGITS = re.compile(r"(\d+)")
@@ -55,6 +56,12 @@ class MediaFrames:
             except (OSError, ValueError) as error:
                 raise self._bad(row, "corrupt image", f"{path}: cannot be read as an image ({error})") from None
         return images
+
+    def files(self, row: MetadataRow) -> list[Path]:
+        """The images, or the video, of a row. Raises BadStory."""
+        if self.metadata.media_column == "video_path":
+            return [self._existing(row, row.media)]
+        return self._image_paths(row)
 
     def _image_paths(self, row: MetadataRow) -> list[Path]:
         if self.metadata.media_column == "frame_paths":
@@ -102,6 +109,7 @@ def as_jpeg_or_png(image: bytes) -> bytes:
     out = io.BytesIO()
     try:
         with Image.open(io.BytesIO(image)) as picture:
+            check_size(picture)
             picture.convert("RGB").save(out, "PNG")
     except UnidentifiedImageError:
         raise ValueError(f"no image format begins with {image[:8]!r}") from None

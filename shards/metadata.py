@@ -95,13 +95,15 @@ def read_metadata(path: str | Path, on_bad_row: OnBadRow | None = None) -> Metad
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder, not a metadata file; name the CSV in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such metadata file; check the path")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # strict: a quote left open swallows no rows
     try:
         for number, cells in enumerate(reader, 1):
             if any(cell.strip() for cell in cells):
@@ -114,8 +116,9 @@ def _columns(path: Path, header: list[str]) -> tuple[str, ...]:
     columns = tuple(cell.strip().lower() for cell in header)
     if not columns:
         raise ValueError(f"{path}: is empty; its first row must name the columns: story_id,story_score,tags")
-    if len(columns) == 1 and ";" in columns[0]:
-        raise ValueError(f"{path}: the header {header[0]!r} is separated by semicolons; save it with commas")
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and separator in columns[0]:
+            raise ValueError(f"{path}: the header {header[0]!r} is separated by {name}; save it with commas")
     twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if twice:
         raise ValueError(f"{path}: column {', '.join(twice)} stands twice in the header; keep one")
@@ -156,6 +159,11 @@ def _row(
         raise fields.bad(
             columns[-1], "too many fields", f"the row has {len(cells)} fields, the header {len(columns)}",
             "put double quotes around a field that contains commas",
+        )  # fmt: skip
+    if len(cells) < len(columns):
+        raise fields.bad(
+            columns[len(cells)], "too few fields", f"the row has {len(cells)} fields, the header {len(columns)}",
+            "leave a field empty rather than out",
         )  # fmt: skip
     return MetadataRow(
         number=number,

@@ -11,10 +11,8 @@ from shards.plan import PlannedShard
 from shards.rows import ShardRows, SkippedStory, finished_rows
 from shards.sources import BadStory, Source
 from shards.tar import TarWriter
-from storydist.data.chain_of_thought import parse_chain_of_thought
 from storydist.data.frames import check_frame, decode_frame, encode_jpeg, frame_size
 from storydist.data.index import MEMBER_DTYPE, STORY_DTYPE
-from storydist.data.markup import parse_story
 from storydist.data.sample import TAG_KINDS, UNKNOWN_TAG, Sample, Story, encode, image_suffix, sample_key
 from storydist.data.text import Wordpieces
 
@@ -132,10 +130,7 @@ def to_sample(
         meta=_meta(story, columns),
         story=story.story,
         chain_of_thought=story.chain_of_thought,
-        annotations={
-            "story": _plain(parse_story(story.story)),
-            "chain_of_thought": _plain(parse_chain_of_thought(story.chain_of_thought)),
-        },
+        annotations={"story": _plain(story.markup), "chain_of_thought": _plain(story.tables)},
     )
 
 

@@ -104,7 +104,9 @@ def _check(story: Story, number: int, places: dict[str, int]) -> None:
 
 
 def _content(story: Story) -> bytes:
-    return to_json([getattr(story, field.name) for field in fields(story) if field.name != "images"])
+    # The parses follow from the texts.
+    derived = ("images", "markup", "tables")
+    return to_json([getattr(story, field.name) for field in fields(story) if field.name not in derived])
 
 
 def _ordered(splits: dict[str, list[int]]) -> list[str]:

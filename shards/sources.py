@@ -34,7 +34,7 @@ class SourceOptions:
 
     splits: str = "source"
     val_fraction: float = 0.2
-    test_fraction: float = 0.15
+    test_fraction: float = 0.1
     seed: int = 0
     frames_per_video: int = 8
 
@@ -97,6 +97,17 @@ class Source:
             return ()
         return (f"{alone} of {self.num_stories} stories have no row in {self._metadata.path}: no score, no tags",)
 
+    def files(self) -> Iterator[Path]:
+        """The files that stories and images are read from; those of stories that lack one are left out."""
+        for table in self._tables:
+            yield from table.files
+        for place in self._places if self._media is not None else ():
+            assert self._media is not None and place.metadata is not None, "stories outside of tables have their media"
+            try:
+                yield from self._media.files(place.metadata)
+            except BadStory:
+                continue
+
     def describe(self, number: int) -> Story:
         """The story without its images (`images == ()`), none of which is read. Raises BadStory if it is unusable."""
         place = self._places[number]
@@ -139,7 +150,8 @@ class Source:
     ) -> Story:
         """Frames used: as many as there are both images and descriptions, from the first (all images without text)."""
         place, row = self._places[number], self._places[number].metadata
-        segments = parse_story(story).in_image_order()
+        markup = parse_story(story)
+        segments = markup.in_image_order()
         num_frames = min(num_images, len(segments)) if self.has_text else num_images
         if num_frames == 0:
             field, lacking = ("images", "no image") if num_images == 0 else ("story", "no <gdi> description")
@@ -168,6 +180,8 @@ class Source:
             characters=tuple(characters_mentioned(s) for s in segments) if self.has_text else ((),) * num_frames,
             story=story,
             chain_of_thought=chain_of_thought,
+            markup=markup,
+            tables=tables,
         )
 
     def _per_frame(self, row: MetadataRow, column: str, values: tuple, num_images: int, num_frames: int) -> tuple:
@@ -207,7 +221,8 @@ def open_source(
         tables = open_tables(specs)
         places = list(_join(tables, table, on_bad_row or _raise))
     else:
-        raise ValueError("no source: give tables or a Hub name, or metadata with frames_dir, frame_paths or video_path")
+        found = f"{metadata} does not point at frames" if metadata else "neither tables nor metadata are given"
+        raise ValueError(f"no source: {found} (frames_dir, frame_paths or video_path); give tables or a Hub name")
     if not places:
         raise ValueError(f"{', '.join(specs) or metadata}: no usable story is in it")
     return Source(places, tables, table, options or SourceOptions())
@@ -237,6 +252,8 @@ def _join(tables: Sequence[Table], metadata: Metadata | None, bad: OnBadRow) -> 
                 seen[story_id] = where
                 if metadata is None or story_id not in metadata.dropped:
                     yield _Place(story_id, number, row, metadata.rows.get(story_id) if metadata else None)
+    if not seen:
+        raise ValueError(f"{', '.join(table.name for table in tables)}: no usable story is in it")
     unknown = [row for row in metadata.rows.values() if row.story_id not in seen] if metadata else []
     if metadata and unknown:
         raise ValueError(

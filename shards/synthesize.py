@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards.synthetic.write import METADATA_FILE, SCORES_FILE, DatasetWriter, Rendered, parquet_name, render
-from storydist.command import run_command
+from storydist.command import ArgumentParser, run_command
+from storydist.data.files import check_writable, naming
 
 _QUEUED_PER_WORKER = 8  # stories drawn ahead of the writer: bounds memory to about 2 MB a worker
 
@@ -48,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="shards/synthesize.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--train", type=int, default=300, help="number of training stories (default 300)")
     parser.add_argument("--test", type=int, default=60, help="number of test stories (default 60)")
@@ -99,6 +102,7 @@ def _written_beside(out: Path, overwrite: bool) -> Iterator[Path]:
     Raises ValueError if `out` is in the way: a file, not empty without `overwrite`, or with files of another kind.
     """
     out = out.absolute()
+    check_writable(out.parent)
     _check_target(out, overwrite)
     beside = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
@@ -107,7 +111,8 @@ def _written_beside(out: Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise ValueError(f"cannot write to {out.parent} ({error.strerror}); choose another --out") from error
     try:
-        yield beside
+        with naming(out):
+            yield beside
         if overwrite and out.exists():
             shutil.rmtree(out)
         beside.replace(out)

@@ -23,6 +23,7 @@ from shards.splits import SPLITS, split_name
 TEXT_COLUMNS = ("story", "chain_of_thought")
 REQUIRED = ("story_id", "images", "story")
 ROWS_AT_ONCE = 8  # of images; bounds a process's memory at some MB whatever the row groups' size
+_IS_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -40,6 +41,7 @@ class Table(Protocol):
     name: str
     split: str
     num_rows: int
+    files: tuple[Path, ...]
 
     def ids(self) -> list[str | None]: ...
 
@@ -55,6 +57,7 @@ class ParquetTable:
 
     def __init__(self, path: Path, split: str) -> None:
         self.name, self.split, self.path = str(path), split, path
+        self.files: tuple[Path, ...] = (path,)
         with _reading(self.name), pq.ParquetFile(path) as file:
             check_columns(self.name, file.schema_arrow)
             metadata = file.metadata
@@ -118,6 +121,7 @@ class ArrowTable:
 
     def __init__(self, path: Path, split: str) -> None:
         self.name, self.split, self.path = str(path), split, path
+        self.files: tuple[Path, ...] = (path,)
         self._table: pa.Table | None = None
         check_columns(self.name, self._open().schema)
         self.num_rows = self._open().num_rows
@@ -149,6 +153,7 @@ class DatasetTable:
 
     def __init__(self, name: str, split: str, dataset: Any) -> None:
         self.name, self.split, self.num_rows = name, split, len(dataset)
+        self.files = tuple(Path(file["filename"]) for file in dataset.cache_files)
         check_columns(name, dataset.features.arrow_schema)
         self.rows = dataset.with_format("arrow")  # Arrow format gives images as they are stored, undecoded
 
@@ -248,6 +253,11 @@ def check_columns(name: str, schema: pa.Schema) -> None:
             f"{name}: column {', '.join(missing)} is missing; the table has {', '.join(schema.names)}. "
             f"Needed are {', '.join(REQUIRED)}"
         )
+    for column in (name for name in ("story_id", *TEXT_COLUMNS) if name in schema.names):
+        kind = schema.field(column).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not any(is_kind(kind) for is_kind in (*_IS_TEXT, *([pa.types.is_integer] if column == "story_id" else []))):
+            raise ValueError(f"{name}: column {column} is {kind}; needed is text")
     images = schema.field("images").type
     listed = pa.types.is_list(images) or pa.types.is_large_list(images)
     item = images.value_type if listed else images

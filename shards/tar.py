@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from storydist.data.files import naming
+
 BLOCK_BYTES = 512
 
 
@@ -50,14 +52,16 @@ class TarWriter:
         """Ends the tar and gives it its name. Returns the file's SHA-256."""
         self._write(bytes(2 * BLOCK_BYTES))
         self._write(bytes(-self.size_bytes % tarfile.RECORDSIZE))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         self._beside.replace(self._path)
         return self._digest.hexdigest()
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
+        with naming(self._path):
+            self._file.write(data)
         self._digest.update(data)
         self.size_bytes += len(data)
 

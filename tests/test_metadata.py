@@ -34,7 +34,6 @@ def test_empty_fields_are_missing(tmp_path):
     assert (found.score, found.tags, found.split, found.movie, found.times_s, found.frame_tags) == (
         None, (), None, None, None, None,
     )  # fmt: skip
-    assert read(tmp_path, "8").rows["8"].score is None
 
 
 @pytest.mark.parametrize("tags", ['"a,b"', "a;b", "a; b;", '" a , b ; a"'])
@@ -57,6 +56,8 @@ def test_byte_order_mark_line_ends_quoted_newlines_and_blank_lines(tmp_path):
         ("story_id,tags\n1,a\n", "column story_score is missing; the header has story_id, tags"),
         ("id,story_score,tags\n1,2,a\n", r"column story_id \(or video_id\) is missing"),
         ("story_id;story_score;tags\n1;2;a\n", "separated by semicolons"),
+        ("story_id\tstory_score\ttags\n1\t2\ta\n", "separated by tabs"),
+        ('story_id,story_score,tags\n1,2,"a\n3,4,b\n', "line 3: is not CSV"),
         ("story_id,video_id,story_score,tags\n1,1,2,a\n", "columns story_id and video_id; keep one"),
         ("story_id,tags,story_score,tags\n1,a,2,a\n", "column tags stands twice"),
         ("story_id,story_score,tags,frames_dir,video_path\n1,2,a,b,c\n", "columns frames_dir and video_path; keep one"),
@@ -74,7 +75,7 @@ def test_a_wrong_file_is_one_message_naming_it(tmp_path, text, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such metadata file"):
         read_metadata(tmp_path / "none.csv")
-    with pytest.raises(FileNotFoundError, match="no such metadata file"):
+    with pytest.raises(IsADirectoryError, match="is a folder, not a metadata file"):
         read_metadata(tmp_path)
 
 
@@ -95,6 +96,7 @@ WRONG = [
     ("7,1,a,,,story:x,f", "frame_tags", "malformed frame tag", "character, object, action, location"),
     ("7,1,a,,,object:,f", "frame_tags", "malformed frame tag", "'object:'"),
     ("7,1,a,,,,", "frames_dir", "no frames", "the field is empty"),
+    ("7,1,a", "split", "too few fields", "the row has 3 fields, the header 7; leave a field empty"),
     ("7,1,a,,,,f,b,c", "frames_dir", "too many fields", "the row has 9 fields, the header 7; put double quotes"),
 ]
 
@@ -114,5 +116,5 @@ def test_wrong_rows_can_be_left_out(tmp_path):
     rows = [*(row.replace("7,", f"{7 + n},", 1) for n, (row, *_) in enumerate(WRONG)), ",1,a,,,,f", "99,1,a,,,,f"]
     found = read_metadata(write(tmp_path, "\n".join([HEADER, *rows])), dropped.append)
     assert list(found.rows) == ["99"] and len(dropped) == len(WRONG) + 1
-    assert dropped[-1].reason == "no story id" and "row 18" in str(dropped[-1])
+    assert dropped[-1].reason == "no story id" and "row 19" in str(dropped[-1])
     assert found.dropped == {str(7 + number) for number in range(len(WRONG))}

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from torch import nn
 
@@ -10,7 +12,7 @@ def test_learning_rate_warms_up_and_decays_to_its_final_fraction():
     assert rates[:10] == pytest.approx([0.2 * s for s in range(1, 11)])
     assert rates[59] == pytest.approx(2.0 * 0.55)  # half way down
     assert rates[-1] == pytest.approx(0.2)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[9:]))
 
 
 def test_no_warm_up_is_allowed():

@@ -16,12 +16,12 @@ def places(made: Stream, samples_seen: int) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("unit", ["story", "window"])
-def test_an_epoch_holds_every_sample_once_and_skips_stories_without_a_window(tiny_index, unit):
+def test_an_epoch_holds_every_sample_once(tiny_index, unit):
     made = stream(tiny_index, unit=unit, global_batch=1)
     epoch = [places(made, i)[0] for i in range(made.num_samples)]
     frames = tiny_index.stories["num_frames"][:24].astype(int)
     if unit == "story":
-        assert sorted(epoch) == [(s, 0, -1) for s in range(24) if frames[s] > 4]
+        assert sorted(epoch) == [(s, 0, -1) for s in range(24)]
     else:
         assert sorted(epoch) == [(s, a, a + 5) for s in range(24) for a in range(frames[s] - 4)]
 
@@ -96,7 +96,7 @@ def test_damage_stops_the_stream_naming_shard_story_and_member(own_index):
     path.write_bytes(data)
     steps = stream(own_index, global_batch=23).steps()
     with pytest.raises(
-        ValueError, match=r"train-000000.tar: story 'train/3', member 'frames.npy' at offset \d+ does not match"
+        ValueError, match=r"train-000000\.tar: story 'train/3', member 'frames.npy' at offset \d+ does not match"
     ):
         next(steps)
 
@@ -104,10 +104,10 @@ def test_damage_stops_the_stream_naming_shard_story_and_member(own_index):
 def test_a_shortened_or_missing_shard_is_named(own_index):
     path = own_index.shard_path(0)
     path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(ValueError, match=r"train-000000.tar: has \d+ bytes, the index says \d+"):
+    with pytest.raises(ValueError, match=r"train-000000\.tar: has \d+ bytes, the index says \d+"):
         stream(own_index).load_step(0)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="train-000000.tar: this shard is listed"):
+    with pytest.raises(FileNotFoundError, match=r"train-000000\.tar: this shard is listed"):
         stream(own_index).load_step(0)
 
 

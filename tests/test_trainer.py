@@ -77,7 +77,12 @@ def test_a_run_leaves_everything_it_promises(tiny_index, tmp_path):
 
 @pytest.mark.parametrize(
     "sections",
-    [{}, {"train": {"micro_batch": 2}}, {"optim": {"ema_decay": 0.9}}, {"train": {"precision": "bf16"}}],
+    [
+        {},
+        {"train": {"micro_batch": 2, "log_every": 4}},
+        {"optim": {"ema_decay": 0.9}},
+        {"train": {"precision": "bf16"}},
+    ],
     ids=str,
 )
 def test_resuming_is_exact(tiny_index, tmp_path, sections):

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
@@ -16,7 +18,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     path = Path(path)
     beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(beside, "wb") as file:
+        with naming(path), open(beside, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -25,6 +27,17 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names `path` in an OSError that names no file, such as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
@@ -43,3 +56,12 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError, before any long work, when the folder cannot be made or written to."""
+    existing = next(path for path in [folder, *folder.parents] if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(20, "is a file, so no folder can be made there", str(existing))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(13, "no permission to write here", str(existing))

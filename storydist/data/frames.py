@@ -8,6 +8,7 @@ faster but change pixels. https://pillow.readthedocs.io/en/stable/handbook/conce
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from PIL import Image, ImageOps
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000  # a larger image is refused before it is decoded; 8000 x 8000
 JPEG_QUALITY = 95
+# Pillow's own limits are higher; its warning would stand beside our error.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 # What Pillow's decoders raise for damaged files; they have no common class.
 _DAMAGE = (
     OSError,
@@ -61,12 +64,17 @@ def encode_jpeg(frame: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def check_size(image: Image.Image) -> None:
+    """Raises ValueError when an opened image has more than MAX_PIXELS; to be called before it is decoded."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS} are decoded")
+
+
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS} are decoded")
+            check_size(image)
             yield image
     except _DAMAGE as error:
         reason = str(error) if "BytesIO" not in str(error) else f"not one of {', '.join(FORMATS)}"

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from storydist.data.chain_of_thought import ChainOfThought
+from storydist.data.markup import StoryMarkup
 from storydist.data.npy import from_npy, to_npy
 
 TAG_KINDS = ("story", "character", "object", "action", "location")  # a kind's id is its position
@@ -53,6 +55,8 @@ class Story:
     characters: tuple[tuple[str, ...], ...]  # S: ids of the characters that a frame mentions
     story: str  # raw text as found, "" if none
     chain_of_thought: str  # raw text as found, "" if none
+    markup: StoryMarkup  # parse of `story`
+    tables: ChainOfThought  # parse of `chain_of_thought`
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,11 +123,10 @@ class Stream:
         stories = index.split(split)
         rows = index.stories[stories.start : stories.stop]
         self.first_story = stories.start
-        # Sample s of the split belongs to the story whose run of samples holds it; a story too short for one window has
-        # none.
-        lengths = rows["num_frames"].astype(np.int64)
-        windows = np.maximum(lengths - config.context, 0)
-        per_story = windows if config.unit == "window" else np.minimum(windows, 1)
+        # Sample s of the split belongs to the story whose run of samples holds it. A story too short for a window still
+        # counts as a whole: it has a score.
+        windows = np.maximum(rows["num_frames"].astype(np.int64) - config.context, 0)
+        per_story = windows if config.unit == "window" else np.ones_like(windows)
         self.sample_ends = np.cumsum(per_story)
         shards, shard_row = np.unique(rows["shard"], return_inverse=True)
         samples_per_shard = np.bincount(shard_row, weights=per_story, minlength=len(shards)).astype(np.int64)

@@ -135,7 +135,10 @@ def load_wordpieces(name: str) -> Wordpieces:
 
 
 def _from_file(path: Path) -> Tokenizer:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a tokenizer file: it is not UTF-8 text (byte {error.start})") from None
     if path.suffix == ".txt":
         return _bert_tokenizer(_vocabulary(path, text))
     try:

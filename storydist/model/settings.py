@@ -33,6 +33,7 @@ class ModelConfig(Settings):
     temporal: Literal["gru", "lstm"] = "gru"
     attention_heads: int = Field(4, ge=0, description="of the attention over the context; 0: the last state alone")
     copy_frames: bool = Field(True, description="the next frame may take pixels from the input frames")
+    copy_words: bool = Field(True, description="the next description may favour words of the input descriptions")
     dropout: float = Field(0.1, ge=0, lt=1)
     score_dropout: float = Field(0.3, ge=0, lt=1)
     word_dropout: float = Field(
@@ -42,8 +43,10 @@ class ModelConfig(Settings):
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the model must know of the shards. idf: float32 [V], 0 for special pieces; centre: float32 [V], share of
-    training texts that hold a piece.
+    """What the model must know of the shards.
+
+    height, width: of a frame; context: K; idf: float32 [V], 0 for special pieces; presence: float32 [V], the share of
+    training descriptions in which a wordpiece stands; score_mean, score_std: of the training split.
     """
 
     height: int

@@ -1,26 +1,23 @@
 """StoryModel: continues a story by a frame and a description, and scores it.
 
 An LSTM reads each description, a CNN each frame; tags and time join them before a recurrent network runs over the
-story. Departures from the
-plain LSTM-CNN fusion that this model descends from, and why:
+story. Departures from the plain LSTM-CNN fusion that this model descends from, and why:
 
-- Latents are wide and layer-normed. Narrow ReLU latents die and the decoder falls back to one average image (`latent:
-  relu` shows it).
+- Latents are wide and layer-normed. Narrow ReLU latents die, and the decoder falls back to one average image
+  (`latent: relu` shows it).
 - Group norm, not batch norm: a story's output must not depend on its neighbours in the batch.
 - The next frame is a per-pixel mixture of the K input frames and a drawn one (masks as in Finn et al. 2016, arXiv
-  1605.07157), because shots
-  come back: A-B-A-B, or the shot just goes on. `copy_frames: false` draws only.
+  1605.07157), because shots come back: A-B-A-B, or the shot just goes on. `copy_frames: false` draws only.
 - The next text's embedding is a target from a frozen encoder that is never trained (tf-idf of wordpieces under a random
-  projection, Bingham and
-  Mannila 2001), centred on the training mean: an encoder trained to please its own prediction would shrink.
-- The decoder's input words are dropped at random (Bowman et al. 2016, arXiv 1511.06349), else it ignores what it is
-  conditioned on.
-- One head per target, each with weights of its own; nothing at frame s sees frame s + 1, save the score head, which
+  projection, Bingham and Mannila 2001), centred on the training mean: an encoder trained to please its own prediction
+  would shrink.
+- The decoder's input words are dropped at random (Bowman et al. 2016, arXiv 1511.06349), and it may favour words of the
+  input descriptions; else it ignores what it is conditioned on.
+- One head per target, each with weights of its own. Nothing at frame s sees frame s + 1, save the score head, which
   judges the whole story.
 
-Dimensions: B stories, N frames of all stories, S frames of the longest, K context frames, M windows, L wordpieces, T
-wordpieces of all targets,
-G tags, C H W image, D width, V vocabulary, E text embedding, P characters, J temporal bins.
+Dimensions: B stories, N frames of all stories, K context frames, M windows, L wordpieces, T wordpieces of all targets,
+G tags, C H W image, D width, V vocabulary, E text embedding, P characters.
 """
 
 from collections.abc import Collection
@@ -35,7 +32,7 @@ from storydist.model.frames import FrameDecoder, FrameEncoder, FrameMixer
 from storydist.model.layers import Latent
 from storydist.model.score import ScoreHead, TagEncoder
 from storydist.model.settings import WINDOW_HEADS, DataFacts, ModelConfig
-from storydist.model.text import TextDecoder, TextEncoder, TextTarget
+from storydist.model.text import Condition, TextDecoder, TextEncoder, TextTarget, seen_words
 
 
 class Prediction(NamedTuple):
@@ -145,11 +142,11 @@ class StoryModel(nn.Module):
         if "next_frame" in heads:
             result = result._replace(next_frame_MCHW=self._next_frame(context_MD, frames_NCHW, batch.windows_MK))
         if "next_text" in heads:
-            condition_MD = self.text_condition(context_MD)
+            condition = self._condition(context_MD, batch)
             if shuffle_condition is not None:
-                condition_MD = condition_MD[shuffle_condition]
+                condition = condition.of(shuffle_condition)
             logits, target, window = self.text_decoder(
-                condition_MD, batch.wordpieces_NL[batch.target_M], batch.target_lengths_M
+                condition, batch.wordpieces_NL[batch.target_M], batch.target_lengths_M
             )
             result = result._replace(text_logits_TV=logits, text_target_T=target, text_window_T=window)
         if "text_embedding" in heads:
@@ -178,9 +175,9 @@ class StoryModel(nn.Module):
         [SEP].
         """
         _, _, fused_ND = self._encode(batch, batch.frames_NHWC.permute(0, 3, 1, 2).float() / 255)
-        condition_MD = self.text_condition(self._context(fused_ND, batch.windows_MK))
+        condition = self._condition(self._context(fused_ND, batch.windows_MK), batch)
         return self.text_decoder.sample(
-            condition_MD,
+            condition,
             first=first,
             last=last,
             max_wordpieces=max_wordpieces,
@@ -219,6 +216,12 @@ class StoryModel(nn.Module):
         if self.mixer is None:
             return drawn_MCHW.float()
         return self.mixer(features, frames_NCHW[windows_MK], drawn_MCHW).float()
+
+    def _condition(self, context_MD: Tensor, batch: Batch) -> Condition:
+        seen_MV = None
+        if self.config.copy_words:
+            seen_MV = seen_words(batch.wordpieces_NL, batch.windows_MK, self.words.num_embeddings)
+        return Condition(self.text_condition(context_MD), seen_MV)
 
     def _characters(self, context_MD: Tensor, batch: Batch) -> Tensor:
         """logits_MP: is each character of the story in the next frame. [M, K, P] -> [M, P, K]: who was in which input

@@ -68,6 +68,7 @@ class TrainState:
     best_step: int | None = None
     skipped_steps: int = 0  # updates that fp16 loss scaling left out
     scaler: dict[str, float] = field(default_factory=dict)
+    interval: list[list[float]] = field(default_factory=list)  # (sum, count) of each loss since the last logged line
 
 
 @dataclass(frozen=True)

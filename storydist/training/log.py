@@ -34,7 +34,7 @@ class RunLog:
     appears twice.
     """
 
-    def __init__(self, run: Path, *, step: int, num_steps: int):
+    def __init__(self, run: Path, step: int, num_steps: int):
         run.mkdir(parents=True, exist_ok=True)
         _truncate(run / METRICS, step)
         self._metrics = (run / METRICS).open("a", encoding="utf-8")
@@ -69,9 +69,9 @@ class RunLog:
                 text, markup=False, highlight=False, soft_wrap=True
             ) if self.terminal else print(text, flush=True)
 
-    def advance(self, step: int, note: str) -> None:
+    def advance(self, step: int) -> None:
         """Moves the progress bar."""
-        self._progress.update(self._task, completed=step, note=note)
+        self._progress.update(self._task, completed=step)
 
     def train(self, step: int, num_steps: int, values: Mapping[str, float]) -> None:
         """One training line: losses, learning rate, gradient norm, speed."""
@@ -86,7 +86,8 @@ class RunLog:
             f"{100 * values['data_wait_share']:.0f} % waiting for data",
             shown=not self.terminal,
         )
-        self.advance(step, f"loss {values['loss']:.3f}  {values['samples_per_s']:.1f} samples/s")
+        note = f"loss {values['loss']:.3f}  {values['samples_per_s']:.1f} samples/s"
+        self._progress.update(self._task, completed=step, note=note)
 
     def evaluation(self, step: int, evaluation: Mapping[str, Any]) -> None:
         """One evaluation line: every metric and its floors."""

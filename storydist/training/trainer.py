@@ -3,7 +3,7 @@
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from storydist.data.batch import Batch
 from storydist.data.index import ShardIndex
 from storydist.data.order import accumulation_steps, mix64
 from storydist.data.stream import Stream
-from storydist.losses import all_losses, counts, total
+from storydist.losses import SumCount, all_losses, counts, total
 from storydist.model import StoryModel, data_facts
 from storydist.settings import Settings
 from storydist.training import checkpoint
@@ -90,11 +90,8 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     torch.manual_seed(train.seed)
     model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data)).to(accelerator.device)
     optimizer = build_optimizer(model, config.optim)
-    ema = (
-        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay))
-        if config.optim.ema_decay
-        else None
-    )
+    decay = config.optim.ema_decay
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
     wrapped, prepared = accelerator.prepare(model, optimizer)
     identity = Identity(config=config.model_dump(mode="json"), fingerprint=index.info.fingerprint, code=code)
     return Run(config, index, accelerator, model, wrapped, prepared, ema, stream, TrainState(), identity)
@@ -116,45 +113,38 @@ def restore_newest(run: Run, say: Any, allow_change: tuple[str, ...] = ()) -> No
 
 def train(run: Run) -> int:
     """Runs the loop to its end; returns 0, or REQUEUE when a signal asked to stop. Collective: every rank calls it."""
-    config, state, accelerator = run.config, run.state, run.accelerator
-    preemption, meter = Preemption(), Meter(config.losses.heads(), accelerator.device)
-    log = RunLog(run.path, step=state.step, num_steps=config.train.steps) if accelerator.is_main_process else None
-    steps = run.stream.steps(state.samples_seen)
-    with log or nullcontext():
-        while state.step < config.train.steps:
-            micro_batches, wait_s = _timed_next(steps)
+    config, state = run.config, run.state
+    num_steps, meter = config.train.steps, Meter(run)
+    with ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
+        log = stack.enter_context(RunLog(run.path, state.step, num_steps)) if run.accelerator.is_main_process else None
+        steps = stack.enter_context(closing(run.stream.steps(state.samples_seen)))
+        while state.step < num_steps:
+            micro_batches = meter.waited(steps)
             global_counts, stop = _agree(run, micro_batches, preemption.asked is not None)
-            learning_rate = learning_rate_at(state.step + 1, config.train.steps, config.optim)
+            learning_rate = learning_rate_at(state.step + 1, num_steps, config.optim)
             norm = update(run, micro_batches, global_counts, learning_rate, meter)
             state.step += 1
             state.samples_seen += config.train.global_batch
-            meter.step(wait_s, config.train.global_batch)
-            last = state.step == config.train.steps
-            if state.step % config.train.log_every == 0 or last or stop:
-                values = meter.reduced(run) | {
-                    "learning_rate": learning_rate,
-                    "gradient_norm": norm,
-                    "samples_seen": state.samples_seen,
-                }
+            last = state.step == num_steps
+            if last or state.step % config.train.log_every == 0:
+                values = meter.reduced() | {"learning_rate": learning_rate, "gradient_norm": norm}
                 if log:
-                    log.train(state.step, config.train.steps, values)
-            elif log:
-                log.advance(state.step, "")
-            due = config.train.evaluate_every and state.step % config.train.evaluate_every == 0
-            if (due or (last and config.train.evaluate_every)) and not stop:
-                _evaluate(run, log)
-                meter.restart()
-            if state.step % config.train.save_every == 0 or last or stop:
-                _save(run, log)
+                    log.train(state.step, num_steps, values)
+            with meter.paused():
+                if config.train.evaluate_every and (last or state.step % config.train.evaluate_every == 0) and not stop:
+                    _evaluate(run, log)
+                if last or stop or state.step % config.train.save_every == 0:
+                    _save(run, meter, log)
+            if log:
+                log.advance(state.step)
             if stop and not last:
                 if log:
                     log.say(
-                        f"stopped at step {state.step} by a signal; the same command with --resume goes on from here"
+                        f"stopped by a signal at step {state.step}; the same command with --resume goes on from here"
                     )
-                break
-    steps.close()
-    preemption.close()
-    return 0 if state.step >= config.train.steps else REQUEUE
+                return REQUEUE
+    return 0
 
 
 def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning_rate: float, meter: "Meter") -> float:
@@ -191,11 +181,6 @@ def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning
     return norm
 
 
-def _timed_next(steps: Iterator[list[Batch]]) -> tuple[list[Batch], float]:
-    start = time.perf_counter()
-    return next(steps), time.perf_counter() - start
-
-
 def _agree(run: Run, micro_batches: list[Batch], asked: bool) -> tuple[Tensor, bool]:
     """Counts over all ranks and micro-batches, float64 [heads]; and whether any rank was asked to stop. One collective
     for both.
@@ -209,35 +194,56 @@ def _agree(run: Run, micro_batches: list[Batch], asked: bool) -> tuple[Tensor, b
 
 
 class Meter:
-    """Losses, speed and waiting since the last line of the log."""
+    """Losses, speed and waiting since the last line of the log. A resumed run goes on within the interval it was in."""
 
-    def __init__(self, heads: tuple[str, ...], device: torch.device):
-        self.heads, self.device = heads, device
-        self.restart()
+    def __init__(self, run: Run):
+        self.run, self.heads = run, run.config.losses.heads()
+        self.sums = torch.zeros(len(self.heads), 2, dtype=torch.float64, device=run.accelerator.device)
+        if run.state.interval and run.accelerator.is_main_process:  # it holds the sums over all ranks
+            self.sums += torch.tensor(run.state.interval, dtype=torch.float64, device=self.sums.device)
+        self._restart()
 
-    def restart(self) -> None:
-        self.sums = torch.zeros(len(self.heads), 2, dtype=torch.float64, device=self.device)
-        self.start, self.wait_s, self.samples = time.perf_counter(), 0.0, 0
+    def _restart(self) -> None:
+        self.start, self.wait_s, self.steps = time.perf_counter(), 0.0, 0
 
-    def add(self, losses: dict[str, tuple[Tensor, Tensor]]) -> None:
+    def waited(self, steps: Iterator[list[Batch]]) -> list[Batch]:
+        """The next step's micro-batches; counts how long they were waited for."""
+        start = time.perf_counter()
+        micro_batches = next(steps)
+        self.wait_s += time.perf_counter() - start
+        self.steps += 1
+        return micro_batches
+
+    def add(self, losses: dict[str, SumCount]) -> None:
         """Adds a micro-batch's (sum, count) of each loss."""
         self.sums += torch.stack([torch.stack([s.detach(), c.to(s.dtype)]) for s, c in losses.values()]).double()
 
-    def step(self, wait_s: float, samples: int) -> None:
-        """Counts a finished step."""
-        self.wait_s += wait_s
-        self.samples += samples
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside is no training time."""
+        start = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - start
 
-    def reduced(self, run: Run) -> dict[str, float]:
-        """Means over all ranks since the last call. Collective."""
-        sums = run.accelerator.reduce(self.sums, reduction="sum")
-        means = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
-        elapsed = time.perf_counter() - self.start
-        values = {f"loss/{head}": mean for head, mean in zip(self.heads, means, strict=True)}
-        weighted = sum(getattr(run.config.losses, head) * mean for head, mean in zip(self.heads, means, strict=True))
-        speed = {"samples_per_s": self.samples / elapsed, "data_wait_share": self.wait_s / elapsed}
-        values = {"loss": weighted} | values | speed | {"peak_memory_bytes": peak_memory_bytes(self.device)}
-        self.restart()
+    def total(self) -> Tensor:
+        """(sum, count) of each loss over all ranks, float64 [heads, 2]. Collective."""
+        return self.run.accelerator.reduce(self.sums, reduction="sum")
+
+    def reduced(self) -> dict[str, float]:
+        """What a line of the log tells, over all ranks; begins a new interval. Collective."""
+        sums, elapsed = self.total(), time.perf_counter() - self.start
+        means = dict(zip(self.heads, (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist(), strict=True))
+        weights = self.run.config.losses
+        values = {"loss": sum(getattr(weights, head) * mean for head, mean in means.items())}
+        values |= {f"loss/{head}": mean for head, mean in means.items()}
+        values |= {
+            "samples_seen": self.run.state.samples_seen,
+            "samples_per_s": self.steps * self.run.config.train.global_batch / elapsed,
+            "data_wait_share": self.wait_s / elapsed,
+            "peak_memory_bytes": peak_memory_bytes(self.sums.device),
+        }
+        self.sums.zero_()
+        self._restart()
         return values
 
 
@@ -280,13 +286,14 @@ def _evaluate(run: Run, log: RunLog | None) -> None:
 def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
     name = run.config.checkpoint.best_metric
     name = name if name in metrics else next(iter(metrics))
-    value = metrics[name]["value"] * (-1 if metrics[name]["better"] == "lower" else 1)
+    value = -metrics[name]["value"] if metrics[name]["better"] == "lower" else metrics[name]["value"]
     if run.state.best_value is None or value > run.state.best_value:
         run.state.best_value, run.state.best_step = value, run.state.step
 
 
-def _save(run: Run, log: RunLog | None) -> None:
+def _save(run: Run, meter: Meter, log: RunLog | None) -> None:
     """Writes a checkpoint on rank 0; the others wait for it."""
+    run.state.interval = meter.total().tolist()
     if run.accelerator.scaler is not None:
         run.state.scaler = run.accelerator.scaler.state_dict()
     if log:

@@ -9,9 +9,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from storydist.verdict.assemble import merit
-from storydist.verdict.baselines import ORACLE
-from storydist.verdict.report import arrow, number
+from storydist.verdict.assemble import grouped, has_merit, merit
+from storydist.verdict.report import arrow, number, strongest_text
 
 
 class Row(NamedTuple):
@@ -25,32 +24,24 @@ class Row(NamedTuple):
 
 def compare(runs: Sequence[Path], evaluations: Sequence[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
     """Rows of all metrics that any run has, and warnings where runs were not judged on the same thing."""
-    names = dict.fromkeys(name for evaluation in evaluations for name in evaluation["metrics"])
-    return [_row(name, evaluations) for name in names], _warnings(runs, evaluations)
+    every = {name: metric for evaluation in evaluations for name, metric in evaluation["metrics"].items()}
+    return [_row(name, evaluations) for names in grouped(every).values() for name in names], _warnings(
+        runs, evaluations
+    )
 
 
 def _row(name: str, evaluations: Sequence[Mapping[str, Any]]) -> Row:
     found = [evaluation["metrics"].get(name) for evaluation in evaluations]
-    merits = [None if m is None or m["value"] is None or not _has_merit(m) else merit(m, m["value"]) for m in found]
+    merits = [None if m is None or m["value"] is None or not has_merit(m) else merit(m, m["value"]) for m in found]
     top = max((value for value in merits if value is not None), default=None)
     best = {i for i, value in enumerate(merits) if value is not None and value == top} if len(found) > 1 else set()
     metric = next(m for m in found if m is not None)
     return Row(
-        f"{name} {arrow(metric)}", ["" if m is None else number(m["value"]) for m in found], best, _strongest(metric)
+        f"{name} {arrow(metric)}",
+        ["" if m is None else number(m["value"]) for m in found],
+        best,
+        strongest_text(metric),
     )
-
-
-def _has_merit(metric: Mapping[str, Any]) -> bool:
-    return metric["better"] != "closest" or metric["reference"] is not None
-
-
-def _strongest(metric: Mapping[str, Any]) -> str:
-    """The floor that is hardest to beat; oracles are none."""
-    floors = {n: v for n, v in metric["floors"].items() if v is not None and not n.endswith(ORACLE)}
-    if not floors or not _has_merit(metric):
-        return ""
-    name = max(floors, key=lambda floor: merit(metric, floors[floor]))
-    return f"{number(floors[name])} {name}"
 
 
 def _warnings(runs: Sequence[Path], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -68,24 +59,28 @@ def _warnings(runs: Sequence[Path], evaluations: Sequence[Mapping[str, Any]]) ->
     return found
 
 
+def column_names(runs: Sequence[Path]) -> list[str]:
+    """Names of the runs' folders, or their paths where names alone would be ambiguous."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
 def comparison_table(runs: Sequence[Path], rows: Sequence[Row]) -> Table:
     """For a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, caption="best in bold; one seed each, no spread")
+    table = Table(box=box.SIMPLE_HEAD, caption="* best; one training seed each")
     table.add_column("metric", no_wrap=True)
-    for run in runs:
-        table.add_column(escape(run.name), justify="right")
+    for name in column_names(runs):
+        table.add_column(escape(name), justify="right")
     table.add_column("strongest floor")
     for row in rows:
-        values = (f"[bold]{v}[/]" if i in row.best else v for i, v in enumerate(row.values))
+        values = (f"[bold]{v}*[/]" if i in row.best else f"{v} " for i, v in enumerate(row.values))
         table.add_row(row.metric, *values, row.floor)
     return table
 
 
 def comparison_html(runs: Sequence[Path], rows: Sequence[Row], warnings: Sequence[str]) -> str:
     """The same as one page that needs nothing else."""
-    head = "".join(
-        f"<th>{html.escape(text)}</th>" for text in ("metric", *(run.name for run in runs), "strongest floor")
-    )
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in ("metric", *column_names(runs), "strongest floor"))
     body = "".join(f"<tr>{_cells(row)}</tr>\n" for row in rows)
     notes = "".join(f"<p><strong>{html.escape(warning)}</strong></p>\n" for warning in warnings)
     return (
@@ -95,7 +90,7 @@ def comparison_html(runs: Sequence[Path], rows: Sequence[Row], warnings: Sequenc
         "table{border-collapse:collapse}td,th{padding:.3rem .8rem;text-align:left;border-bottom:1px solid #8884}"
         "td{font-variant-numeric:tabular-nums}div{overflow-x:auto}</style>\n"
         f"<h1>Runs side by side</h1>\n{notes}<div><table><tr>{head}</tr>\n{body}</table></div>\n"
-        "<p>Best in bold; one seed each, no spread.</p></html>\n"
+        "<p>Best in bold; one training seed each.</p></html>\n"
     )
 
 

@@ -9,15 +9,17 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from storydist.verdict.baselines import CHANCE, ORACLE
+from storydist.verdict.assemble import MEANINGS
+from storydist.verdict.baselines import ORACLE
 from storydist.verdict.report import number
 
 INK = "#010203"  # stands for the page's own text colour and is replaced by it
 LINE = "#3b7dd8"
-FLOOR_COLOURS = ("#c2571a", "#9a6fb0", "#4f9a6b", "#b0892b")
-MAX_FLOORS = len(FLOOR_COLOURS)
+FLOOR_COLOURS = ("#d0651f", "#9a6fb0")
+MAX_FLOORS = len(FLOOR_COLOURS)  # more lines would hide the curve, and weak floors would flatten it
+UNTOLD = ("step", "samples_seen")  # a straight line tells nothing
 MAX_POINTS = 500  # more than a small chart can show
-SIZE_INCHES = (3.5, 2.3)
+SIZE_INCHES = (3.1, 2.1)
 STYLE: Any = {
     "font.size": 8,
     "font.family": "sans-serif",
@@ -52,7 +54,7 @@ def training_series(entries: Sequence[Mapping[str, Any]]) -> list[Series]:
     """Every number of the "train" lines of metrics.jsonl, losses first."""
     lines = [entry for entry in entries if entry["kind"] == "train"]
     names = dict.fromkeys(
-        name for line in lines for name, value in line.items() if name != "step" and _is_number(value)
+        name for line in lines for name, value in line.items() if name not in UNTOLD and _is_number(value)
     )
     ordered = sorted(names, key=lambda name: (not name.startswith("loss"), list(names).index(name)))
     return [_series(name, [(line["step"], line.get(name)) for line in lines], {}) for name in ordered]
@@ -66,9 +68,18 @@ def evaluation_series(entries: Sequence[Mapping[str, Any]]) -> list[Series]:
         mine = [line for line in lines if str(line.get("split")) == split]
         for name in dict.fromkeys(name for line in mine for name in line["metrics"]):
             told = [(line["step"], line["metrics"].get(name, {})) for line in mine]
-            floors = {k: v for k, v in told[-1][1].get("floors", {}).items() if _is_number(v)}
+            floors = _strongest(name, told[-1][1].get("floors", {}))
             found.append(_series(f"{split}: {name}", [(step, metric.get("value")) for step, metric in told], floors))
     return [series for series in found if series.values]
+
+
+def _strongest(name: str, floors: Mapping[str, Any]) -> dict[str, float]:
+    """The floors worth a line: the hardest to beat, then oracles; as they come where a metric has no better end."""
+    real = [(floor, value) for floor, value in floors.items() if _is_number(value)]
+    if name in MEANINGS and MEANINGS[name].better != "closest":
+        sign = -1 if MEANINGS[name].better == "higher" else 1
+        real.sort(key=lambda item: (item[0].endswith(ORACLE), sign * item[1]))
+    return dict(real[:MAX_FLOORS])
 
 
 def _series(name: str, points: Sequence[tuple[int, Any]], floors: dict[str, float]) -> Series:
@@ -91,16 +102,15 @@ def chart(series: Series) -> str:
         axes.plot(
             series.steps, series.values, color=LINE, linewidth=1.4, marker="." if len(series.values) < 12 else None
         )
-        # Chance and the strongest few; ten lines would hide the curve.
-        shown = sorted(series.floors.items(), key=lambda item: (item[0] != CHANCE, item[0].endswith(ORACLE)))[
-            :MAX_FLOORS
-        ]
-        for (name, value), colour in zip(shown, FLOOR_COLOURS, strict=False):
+        for (name, value), colour in zip(series.floors.items(), FLOOR_COLOURS, strict=False):
             axes.axhline(value, color=colour, linewidth=0.9, linestyle="--", label=f"{name} {number(value)}")
-        if shown:
-            axes.legend(frameon=False, fontsize=6.5)
-        axes.set_title(series.name, loc="left", fontsize=8.5)
-        axes.set_xlabel("step", fontsize=7)
+        if series.floors:
+            # Above the axes, where it hides no point.
+            axes.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(-0.02, 0.98), borderaxespad=0)
+        axes.set_title(series.name.replace("_", " "), loc="left", fontsize=9, pad=26 if series.floors else 6)
+        axes.set_xlabel("step", fontsize=7.5)
+        axes.locator_params(axis="x", nbins=5, integer=True)
+        axes.locator_params(axis="y", nbins=5)
         axes.grid(color="#8888", linewidth=0.3)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})

@@ -10,21 +10,29 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from storydist.data.index import read_info
-from storydist.verdict.assemble import beats, verdict
+from storydist.verdict.assemble import grouped, ordered_floors, verdict
 from storydist.verdict.curves import Series, chart, evaluation_series, training_series
 from storydist.verdict.report import (
+    FOOTER,
+    LABELS,
+    SENTENCES,
     arrow,
     evaluation_path,
-    figure,
-    floors_text,
     number,
+    others_text,
     read_evaluation,
     read_metrics,
+    standings,
 )
 
 TEMPLATE = Path(__file__).with_name("page.html")
 HEADLINES = ("image L1", "spread", "text R@10", "condition gap", "character F1", "score R2")
-PICKS = {"random": "Drawn at random", "best": "Best by image L1", "worst": "Worst by image L1"}
+KINDS = {"beats all floors": "good", "level": "fair", "beats constants": "fair", "no": "bad", "": ""}  # CSS classes
+PICKS = {
+    "random": ("Drawn at random", "by the seed, from all windows of the split"),
+    "best": ("Best", "lowest image L1 of the split"),
+    "worst": ("Worst", "highest image L1 of the split"),
+}
 
 
 def render_page(
@@ -51,10 +59,11 @@ def render_page(
         name=name,
         evaluation=evaluation,
         headlines=[] if evaluation is None else _headlines(evaluation),
-        rows=[] if evaluation is None else _rows(evaluation),
-        evaluation_curves=_charts(evaluation_series(entries)),
-        training_curves=_charts(training_series(entries)),
+        standings=[] if evaluation is None else _standings(evaluation),
+        tables=[] if evaluation is None else _tables(evaluation),
+        curves=_curves(entries),
         examples=[] if evaluation is None else _grouped(evaluation.get("examples", [])),
+        footer=FOOTER,
         settings=settings,
         versions=versions,
         data=data,
@@ -118,43 +127,62 @@ def _data_summary(settings: Path) -> dict[str, str]:
     return summary
 
 
+def _curves(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool, list[Markup]]]:
+    """(title, whether it is open from the start, charts); empty groups are left out."""
+    judged, trained = evaluation_series(entries), training_series(entries)
+    main = [series for series in judged if series.name.partition(": ")[2] in HEADLINES]
+    groups = [
+        ("Loss while training", True, [series for series in trained if series.name.startswith("loss")]),
+        ("Judged while training", True, main),
+        ("Other metrics while training", False, [series for series in judged if series not in main]),
+        ("Speed and optimizer", False, [series for series in trained if not series.name.startswith("loss")]),
+    ]
+    return [(title, opened, _charts(series)) for title, opened, series in groups if series]
+
+
 def _charts(series: Sequence[Series]) -> list[Markup]:
     # Safe to insert as it is: matplotlib escapes every text it draws.
     return [Markup(chart(one)) for one in series]
 
 
-def _rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "arrow": arrow(metric),
-            "figure": figure(metric),
-            "unit": metric["unit"],
-            "floors": floors_text(metric),
-            "verdict": verdict(metric),
-            "about": metric["about"],
-        }
-        for name, metric in evaluation["metrics"].items()
-    ]
+def _tables(evaluation: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(title of a group of metrics, its rows)."""
+    metrics = evaluation["metrics"]
+    return [(title, [_row(name, metrics[name]) for name in names]) for title, names in grouped(metrics).items()]
+
+
+def _row(name: str, metric: Mapping[str, Any]) -> dict[str, Any]:
+    judged = verdict(metric)
+    return {
+        "name": name,
+        "arrow": arrow(metric),
+        "value": number(metric["value"]),
+        "interval": metric.get("interval"),
+        "strongest": [(number(value), floor) for floor, value in ordered_floors(metric)[:1]],
+        "others": others_text(metric),
+        "own": None if metric.get("reference") is None else number(metric["reference"]),
+        "verdict": LABELS[judged],
+        "kind": KINDS[judged],
+        "about": f"{metric['about']} ({metric['unit']})",
+    }
 
 
 def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The few figures by which a run is judged at a glance."""
-    found = []
-    for name in HEADLINES:
-        metric = evaluation["metrics"].get(name)
-        if metric is not None:
-            found.append(
-                {
-                    "name": name,
-                    "figure": number(metric["value"]),
-                    "floors": floors_text(metric),
-                    "good": beats(metric, constant=True),
-                }
-            )
-    return found
+    metrics = evaluation["metrics"]
+    return [_row(name, metrics[name]) for name in HEADLINES if name in metrics]
 
 
-def _grouped(examples: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    groups = [(title, [e for e in examples if e["pick"] == pick]) for pick, title in PICKS.items()]
-    return [(title, group) for title, group in groups if group]
+def _standings(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The answer: in how many metrics every floor is beaten, and which ones are not."""
+    found = standings(evaluation)
+    return [
+        {"kind": KINDS[judged], "text": SENTENCES.get(judged, "beats every floor"), "names": names, "size": len(names)}
+        for judged, names in found.items()
+    ]
+
+
+def _grouped(examples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
+    """(title, which windows these are, the windows)."""
+    groups = [(*told, [e for e in examples if e["pick"] == pick]) for pick, told in PICKS.items()]
+    return [group for group in groups if group[2]]

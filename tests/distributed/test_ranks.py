@@ -2,14 +2,16 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.small_runs import small_config
+from tests.small_runs import SMALL, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
@@ -38,33 +40,40 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(launcher: str, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+def environment() -> dict[str, str]:
+    return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def command(launcher: str, config: Path, *words: str) -> list[str]:
     flags = {"accelerate": "--main_process_port", "torchrun": "--master_port"}
     port = [flags[launcher], str(free_port())] if launcher in flags else []
-    command = [
-        sys.executable,
-        *LAUNCHERS[launcher],
-        *port,
-        str(ROOT / "launch" / "train.py"),
-        "--config",
-        str(config),
-        *overrides,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT, env=environment)
+    program = [str(ROOT / "launch" / "train.py"), "--config", str(config)]
+    return [sys.executable, *LAUNCHERS[launcher], *port, *program, *words]
+
+
+def launch(launcher: str, config: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(launcher, config, *words),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=ROOT,
+        env=environment(),
+    )
 
 
 @pytest.fixture(scope="module")
 def config_file(tiny_index, tmp_path_factory) -> Path:
     """A small model without dropout, so that ranks draw nothing at random."""
-    import yaml
-
     folder = tmp_path_factory.mktemp("ranks")
-    from tests.small_runs import SMALL
-
     still = SMALL | {"dropout": 0.0, "score_dropout": 0.0, "word_dropout": 0.0}
     config = small_config(
-        tiny_index, folder, model=still, train={"steps": STEPS, "evaluate_every": STEPS, "evaluate_split": "test"}
+        tiny_index,
+        folder,
+        model=still,
+        train={"steps": STEPS, "evaluate_every": STEPS, "evaluate_split": "test"},
+        evaluate={"batch_stories": 2},  # several batches, so that the ranks share them
     )
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -104,3 +113,46 @@ def test_a_mistake_ends_all_ranks_with_one_message(config_file, tmp_path):
     done = launch("torchrun", config_file, f"run.dir={tmp_path}", "train.global_batch=3")
     assert done.returncode != 0
     assert "train.global_batch 3 cannot be split over 2 ranks" in done.stderr
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_resuming_ends_the_same(config_file, tmp_path):
+    """USR1 reaches rank 1 alone, the ranks agree, rank 0 saves; --resume ends with the undisturbed weights."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert launch("torchrun", config_file, f"run.dir={straight}").returncode == 0
+    first = subprocess.Popen(
+        command("torchrun", config_file, f"run.dir={stopped}"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("step 3/"):
+            break
+    os.kill(rank_pid(stopped, 1), signal.SIGUSR1)
+    first.communicate(timeout=120)
+    assert first.returncode != 0
+    steps = [line["step"] for line in lines(stopped)]
+    assert 3 <= steps[-1] < STEPS and steps == list(range(1, steps[-1] + 1))
+    done = launch("torchrun", config_file, f"run.dir={stopped}", "--resume")
+    assert done.returncode == 0, done.stderr
+    name = f"checkpoints/step-{STEPS:08d}/model.safetensors"
+    assert (stopped / name).read_bytes() == (straight / name).read_bytes()
+
+
+def rank_pid(run: Path, rank: int) -> int:
+    """The process of a rank of the run in this folder, found by its command line and environment."""
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            values = (entry / "environ").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            continue
+        if (
+            f"run.dir={run}".encode() in words
+            and f"RANK={rank}".encode() in values
+            and b"torch.distributed.run" not in words
+        ):
+            return int(entry.name)
+    raise AssertionError(f"no process of rank {rank} is running for {run}")

@@ -15,6 +15,7 @@ from storydist.settings import Settings
 from storydist.training.checkpoint import CheckpointConfig
 from storydist.training.optim import OptimConfig
 from storydist.training.trainer import TrainConfig
+from storydist.verdict.assemble import choice_merit
 from storydist.verdict.evaluate import EvaluationConfig
 
 
@@ -42,6 +43,7 @@ class Config(Settings):
             raise ValueError(
                 "a story is scored as a whole: use data.unit=story, or losses.score=0 with data.unit=window"
             )
+        choice_merit({}, self.checkpoint.best_metric)  # names a metric by which checkpoints can be ranked
         if self.model.attention_heads and self.model.width % self.model.attention_heads:
             raise ValueError(
                 f"model.width {self.model.width} is not a multiple of "

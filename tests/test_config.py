@@ -48,6 +48,8 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path):
         ("steps", r"'steps' is not of the form key=value"),
         ("data.unit=window", r"data\.unit=story, or losses\.score=0"),
         ("model.attention_heads=3", r"model\.width 256 is not a multiple of model\.attention_heads 3"),
+        ("checkpoint.best_metric=spread", r"'spread' cannot choose the best checkpoint"),
+        ("checkpoint.best_metric=imageL1", r"'imageL1' cannot choose the best checkpoint"),
         ("optim.beta1=0.999", r"beta1 0\.999 is above beta2 0\.99"),
     ],
 )

@@ -53,9 +53,7 @@ class CheckpointConfig(Settings):
 
     keep_last: int = Field(2, ge=1)
     keep_best: bool = Field(True, description="keep the one that judged best, besides")
-    best_metric: str = Field(
-        "text R@10", description="metric of the validation split; falls back to the first that a run has"
-    )
+    best_metric: str = Field("text R@10", description="of the validation split; where its head is off, none is best")
 
 
 @dataclass

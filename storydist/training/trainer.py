@@ -28,6 +28,7 @@ from storydist.training.log import RunLog
 from storydist.training.optim import build_optimizer, learning_rate_at
 from storydist.training.preemption import REQUEUE, Preemption
 from storydist.training.strategy import Precision, build_accelerator, gradient_scale
+from storydist.verdict.assemble import choice_merit
 from storydist.verdict.evaluate import evaluate
 
 if TYPE_CHECKING:
@@ -284,10 +285,8 @@ def _evaluate(run: Run, log: RunLog | None) -> None:
 
 
 def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
-    name = run.config.checkpoint.best_metric
-    name = name if name in metrics else next(iter(metrics))
-    value = -metrics[name]["value"] if metrics[name]["better"] == "lower" else metrics[name]["value"]
-    if run.state.best_value is None or value > run.state.best_value:
+    value = choice_merit(metrics, run.config.checkpoint.best_metric)
+    if value is not None and (run.state.best_value is None or value > run.state.best_value):
         run.state.best_value, run.state.best_step = value, run.state.step
 
 

@@ -10,14 +10,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from storydist.command import ArgumentParser, run_command
-
-if TYPE_CHECKING:
-    from storydist.data.index import ShardIndex
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,15 +34,7 @@ def parse_arguments() -> argparse.Namespace:
         help="resume although this setting differs; may be repeated",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example train.steps=200")
-    return parser.parse_args()
-
-
-def has_windows(index: "ShardIndex", split: str, context: int) -> bool:
-    """Whether a split can be evaluated: asked before training, not after its first `evaluate_every` steps."""
-    if split not in index.info.splits:
-        return False
-    stories = index.split(split)
-    return bool((index.stories["num_frames"][stories.start : stories.stop] > context).any())
+    return parser.parse_intermixed_args()  # settings may stand before and after options
 
 
 def main() -> int:
@@ -64,10 +52,11 @@ def main() -> int:
     config = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(shards)})})
     check_writable(run_dir)
     index = ShardIndex.open(shards)
-    if config.train.evaluate_every and not has_windows(index, config.train.evaluate_split, config.data.context):
+    split, context = config.train.evaluate_split, config.data.context
+    if config.train.evaluate_every and index.longest_story(split) <= context:
         raise ValueError(
-            f"{shards} has no {config.train.evaluate_split} story of more than {config.data.context} frames to evaluate "
-            "on; choose another train.evaluate_split, or train.evaluate_every=0"
+            f"{shards} has no {split} story of more than {context} frames to evaluate on; "
+            "choose another train.evaluate_split, or train.evaluate_every=0"
         )
     steps = checkpoint.list_steps(run_dir)
     if steps and not arguments.resume:

@@ -16,11 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    import storydist
-except ModuleNotFoundError:  # run as a file from a checkout
+if __name__ == "__main__" and __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import storydist  # noqa: F401
 
 from shards.folder import claim, finished_set, locked_folder, newer_than
 from shards.merge import SKIPPED_FILE, BuildFacts, merge

@@ -17,11 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-try:
-    import storydist
-except ModuleNotFoundError:  # run as a file from a checkout
+if __name__ == "__main__" and __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import storydist  # noqa: F401
 
 from shards.folder import SHARD_PATTERN
 from shards.inspect_shard import Inspector, ShardReport

@@ -168,12 +168,12 @@ def test_share_of_the_splits_has_one_default():
 def test_folder_that_cannot_be_made(script, source, shards, config, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for place in (tmp_path / "file" / "new", Path("/proc/new")):
-        arguments = {
+        of: dict[str, list[object]] = {
             "shards/synthesize.py": ["--out", place, "--train", 1, "--test", 1],
-            "shards/build.py": build_arguments(source, place),
+            "shards/build.py": [*build_arguments(source, place)],
             "launch/train.py": ["--config", config, f"data.shards={shards}", f"run.dir={place}"],
-        }[script]
-        assert str(place.parent) in refused(script, *arguments)
+        }
+        assert str(place.parent) in refused(script, *of[script])
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -504,7 +504,7 @@ def test_wrong_configuration_file(tmp_path):
 def test_run_that_is_there_and_run_that_is_not(shards, config, trained, tmp_path):
     arguments = ["--config", config, f"data.shards={shards}"]
     assert "add --resume" in refused("launch/train.py", *arguments, f"run.dir={trained}")
-    done = call("launch/train.py", *arguments, f"run.dir={tmp_path / 'run'}", "--resume")
+    done = call("launch/train.py", *arguments, f"run.dir={tmp_path / 'run'}", "--resume", "train.steps=1")
     assert done.returncode == 0 and "no checkpoint to resume, so the run starts afresh" in done.stdout
 
 
@@ -539,7 +539,7 @@ def test_split_that_cannot_be_evaluated_is_told_before_training(config, tmp_path
 @pytest.mark.parametrize("script", OF_A_RUN)
 def test_no_run(script, source, tmp_path):
     for place in (tmp_path / "none", source):
-        assert str(place) in refused(script, place)
+        assert place.name in refused(script, place)
 
 
 @pytest.mark.parametrize("script", ["launch/evaluate.py", "launch/predict.py"])

@@ -56,6 +56,12 @@ def test_unknown_split_lists_the_splits(tmp_path):
         ShardIndex.open(tmp_path).split("test")
 
 
+def test_longest_story_of_a_split(tmp_path):
+    write(tmp_path)
+    index = ShardIndex.open(tmp_path)
+    assert [index.longest_story(split) for split in ("train", "val", "test")] == [5, 5, 0]
+
+
 def test_pickling_opens_again(tmp_path):
     write(tmp_path)
     index = ShardIndex.open(tmp_path)

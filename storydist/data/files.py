@@ -18,11 +18,12 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     path = Path(path)
     beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with naming(path), open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        with naming(path):
+            with open(beside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -31,12 +32,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Names `path` in an OSError that names no file, such as that of a write to a full disk."""
+    """Names `path` in an OSError, which may name no file (a full disk) or one that is only written beside."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = os.fspath(path)
+        error.filename = os.fspath(path)
         raise
 
 

@@ -131,6 +131,11 @@ class ShardIndex:
         split = self.info.splits[name]
         return range(split.first, split.first + split.num_stories)
 
+    def longest_story(self, split: str) -> int:
+        """Frames of the longest story of a split; 0 without such a split."""
+        stories = self.split(split) if split in self.info.splits else range(0)
+        return int(self.stories["num_frames"][stories.start : stories.stop].max(initial=0))
+
     def shard_path(self, shard: int) -> Path:
         return self.root / self.info.shards[shard].name
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from storydist.command import run_command
+from storydist.command import ArgumentParser, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--split", default="test", help="default: %(default)s; others go to RUN/evaluation-SPLIT.json")
     parser.add_argument("--checkpoint", default="latest", help="latest, best or a step (default: %(default)s)")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from storydist.command import run_command
+from storydist.command import ArgumentParser, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--split", default="test", help="whose evaluation is shown (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="default: RUN/report.html")
@@ -23,9 +23,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     # Imported here, so that --help and a mistyped option do not wait for the plotting library.
-    from storydist.data.files import write_atomic
+    from storydist.data.files import check_writable, write_atomic
     from storydist.verdict.page import page_of_run
 
+    path = arguments.out or arguments.run / "report.html"
+    check_writable(path.parent)
     text, evaluated = page_of_run(arguments.run, arguments.split)
     if not evaluated:
         print(
@@ -33,7 +35,6 @@ def main() -> None:
             f"For the rest: python launch/evaluate.py {arguments.run} --split {arguments.split}",
             file=sys.stderr,
         )
-    path = arguments.out or arguments.run / "report.html"
     write_atomic(path, text.encode())
     print(f"written to {path} ({len(text.encode()) / 1e6:.1f} MB)")
 

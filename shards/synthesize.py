@@ -13,11 +13,8 @@ import os
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 if __name__ == "__main__" and __package__ in (None, ""):
@@ -27,10 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards.synthetic.write import METADATA_FILE, SCORES_FILE, DatasetWriter, Rendered, parquet_name, render
+from shards.workers import map_in_order
 from storydist.command import ArgumentParser, run_command
 from storydist.data.files import check_writable, naming
-
-_QUEUED_PER_WORKER = 8  # stories drawn ahead of the writer: bounds memory to about 2 MB a worker
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     start = time.perf_counter()
     with _written_beside(options.out, options.overwrite) as folder, DatasetWriter(folder) as writer:
-        for story in _shown(_render_all(jobs, options.workers), len(jobs)):
+        for story in _shown(map_in_order(_render, jobs, options.workers), len(jobs)):
             writer.add(story)
     rate = len(jobs) / (time.perf_counter() - start)
     print(f"{options.out}: {options.train} train and {options.test} test stories, {rate:.1f} stories/s")
@@ -80,19 +76,8 @@ def _shown(stories: Iterator[Rendered], total: int) -> Iterator[Rendered]:
             progress.update(task, advance=1, description=f"{rate:.1f} stories/s")
 
 
-def _render_all(jobs: list[tuple[int, str, int, bool]], workers: int) -> Iterator[Rendered]:
-    """Stories in the order of `jobs`, whatever the number of processes."""
-    if workers == 1:
-        yield from (render(*job) for job in jobs)
-        return
-    waiting: deque[Future[Rendered]] = deque()
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        for job in jobs:
-            waiting.append(pool.submit(render, *job))
-            if len(waiting) >= _QUEUED_PER_WORKER * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _render(job: tuple[int, str, int, bool]) -> Rendered:
+    return render(*job)
 
 
 @contextmanager

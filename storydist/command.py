@@ -29,10 +29,13 @@ def run_command(main: Callable[[], int | None]) -> int:
     The message of such an error is printed on stderr as `error: ...`, without a traceback. Any other exception is a
     defect of the program and passes through with its traceback.
     """
+    # Both have to be said before torch is loaded, so commands import torch inside `main`.
     # How long an idle OpenMP thread spins before it sleeps. The library's own 300,000 rounds cost several times the CPU
-    # on cores shared with anyone else; with 1,000 every small operation waits for a thread to wake. It has to be said
-    # before torch is loaded, so commands import torch inside `main`.
+    # on cores shared with anyone else; with 1,000 every small operation waits for a thread to wake.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    # oneDNN keeps 1024 kernels, each for one shape; batches of stories hardly ever repeat theirs, so memory would grow
+    # by some 300 MB in 100 steps for nothing.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     try:
         return main() or 0
     except BrokenPipeError:

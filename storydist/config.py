@@ -18,6 +18,8 @@ from storydist.training.trainer import TrainConfig
 from storydist.verdict.assemble import choice_merit
 from storydist.verdict.evaluate import EvaluationConfig
 
+REQUIRED = ("run.dir", "data.shards")  # all other settings have a default
+
 
 class RunConfig(Settings):
     """Where a run is kept."""
@@ -58,7 +60,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises FileNotFoundError, or one ValueError that lists every mistake with the key's full path and the nearest valid
     name.
     """
-    return parse_config(_with_overrides(_read_yaml(Path(path)), overrides), source=str(path))
+    source = f"{path} and the command line" if overrides else str(path)
+    return parse_config(_with_overrides(_read_yaml(Path(path)), overrides), source)
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
@@ -77,7 +80,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such configuration file; those shipped are in configs/")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"{path}: has to hold sections such as `train:`, found {type(values).__name__}")
@@ -112,7 +115,8 @@ def _explain(detail: Any) -> str:
         near = difflib.get_close_matches(key, list(all_keys()), n=1, cutoff=0.5)
         return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     if detail["type"] == "missing":
-        return f"{key}: has to be given, for example {key}=..."
+        needed = [k for k in all_keys() if k.startswith(f"{key}.") and k in REQUIRED] or [key]
+        return f"{' and '.join(needed)} has to be given, for example {needed[0]}=..."
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message

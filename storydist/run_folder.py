@@ -57,7 +57,7 @@ def load_run(
     config = read_config(run)
     step = _pick(run, which)
     folder = checkpoint.checkpoint_path(run, step)
-    index = ShardIndex.open(shards or config.data.shards)
+    index = _open_shards(shards or config.data.shards)
     _, identity = checkpoint.read_state(folder)
     if identity.fingerprint != index.info.fingerprint:
         raise ValueError(
@@ -72,6 +72,13 @@ def load_run(
     else:
         checkpoint.load_weights(folder / checkpoint.MODEL, model)
     return LoadedRun(model.to(device or torch.device("cpu")).eval(), config, index, step)
+
+
+def _open_shards(path: str) -> ShardIndex:
+    try:
+        return ShardIndex.open(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; if the run's shards were moved, name them with --shards") from None
 
 
 def read_config(run: Path) -> Config:
@@ -119,6 +126,8 @@ def _pick(run: Path, which: str | int) -> int:
     if which == "best":
         best = checkpoint.read_state(checkpoint.checkpoint_path(run, newest))[0].best_step
         return best if best in steps else newest
+    if not str(which).isdecimal():
+        raise ValueError(f"checkpoint {which!r} is neither latest nor best nor a step")
     step = int(which)
     if step not in steps:
         raise FileNotFoundError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -7,7 +9,7 @@ SPECIAL = SpecialPieces(cls=2, sep=3)
 
 
 def run(num_frames: int, story: int = 0, **changes) -> FrameRun:
-    values = {
+    values: dict[str, Any] = {
         "story": story,
         "story_id": f"s{story}",
         "frames": np.full((num_frames, 2, 3, 3), story, dtype=np.uint8),

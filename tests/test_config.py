@@ -64,7 +64,7 @@ def test_all_mistakes_are_told_at_once(tmp_path):
 
 
 def test_a_missing_section_says_what_to_give(tmp_path):
-    with pytest.raises(ValueError, match=r"run: has to be given"):
+    with pytest.raises(ValueError, match=r"run\.dir has to be given, for example run\.dir=\.\.\."):
         load_config(write(tmp_path, "data: {shards: S}"))
 
 
@@ -73,6 +73,9 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match=r"run\.yaml is not YAML"):
         load_config(write(tmp_path, "train: [1, 2"))
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"run\.yaml is not YAML"):
+        load_config(tmp_path / "run.yaml")
     with pytest.raises(ValueError, match="has to hold sections"):
         load_config(write(tmp_path, "- 1"))
 

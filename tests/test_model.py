@@ -95,8 +95,11 @@ def test_a_window_sees_neither_its_target_nor_anything_later(tiny_index):
 
 def test_the_drawn_frame_and_the_copies_make_a_mixture(tiny_index):
     batch, model = batch_of(tiny_index, 2), small_model(tiny_index)
+    assert model.mixer is not None
+    last = model.mixer.join[-1]
+    assert isinstance(last, torch.nn.Conv2d) and last.bias is not None
     with torch.no_grad():
-        model.mixer.join[-1].bias[:] = torch.tensor([0.0, 0.0, 0.0, 60.0, 0.0])  # all weight on the last input
+        last.bias[:] = torch.tensor([0.0, 0.0, 0.0, 60.0, 0.0])  # all weight on the last input
     torch.testing.assert_close(
         model(batch).next_frame_MCHW, batch.frames_NHWC[batch.windows_MK[:, -1]].permute(0, 3, 1, 2) / 255
     )
@@ -194,4 +197,4 @@ def test_gpu_half_precision_trains_its_lstms(tiny_index, dtype):
     with torch.autocast("cuda", dtype=dtype):
         loss = total(losses, all_losses(losses, model(batch), batch, 1.0), counts(losses.heads(), batch).cuda(), 1.0)
     loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_only_sets_the_flag(number):
+def test_a_signal_only_sets_the_flag(number: signal.Signals):
     before = signal.getsignal(number)
     with Preemption() as preemption:
         assert preemption.asked is None

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -23,7 +24,7 @@ def fresh_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def run_to_end(index, folder: Path, *, stop_after: int | None = None, **sections):
+def run_to_end(index, folder: Path, *, stop_after: int | None = None, **sections: Any):
     """Trains (or goes on); with `stop_after`, a signal is asked for at that step. Returns exit code and Run."""
     config = small_config(index, folder, **sections)
     run = build_run(config, index, "test")
@@ -100,7 +101,7 @@ def test_resuming_is_exact(tiny_index, tmp_path, sections):
 
 
 def test_accumulation_changes_no_loss(tiny_index, tmp_path):
-    off = {"model": SMALL | {"dropout": 0.0, "score_dropout": 0.0, "word_dropout": 0.0}}
+    off: dict[str, Any] = {"model": SMALL | {"dropout": 0.0, "score_dropout": 0.0, "word_dropout": 0.0}}
     for micro_batch in (4, 1):
         run_to_end(tiny_index, tmp_path / str(micro_batch), train={"micro_batch": micro_batch}, **off)
     for one, other in zip(metrics(tmp_path / "4"), metrics(tmp_path / "1"), strict=True):
@@ -129,7 +130,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tiny_index, tmp_p
 
 
 def test_the_best_checkpoint_is_kept(tiny_index, tmp_path):
-    sections = {
+    sections: dict[str, Any] = {
         "train": {"evaluate_every": 2, "save_every": 2, "evaluate_split": "test"},
         "checkpoint": {"keep_last": 1, "best_metric": "image L1"},
     }

@@ -76,6 +76,8 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     not fit.
     """
     train = config.train
+    if config.losses.score and index.info.score is None:
+        raise ValueError(f"no training story of {index.root} has a score, so none can be learned; use losses.score=0")
     accelerator = build_accelerator(train.precision, train.threads, train.device)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     stream = Stream(

@@ -58,10 +58,8 @@ def with_overrides(config: EvaluationConfig, asked: Mapping[str, Any]) -> Evalua
     try:
         return EvaluationConfig.model_validate(config.model_dump() | given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(
-            f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}, found {first['input']!r}"
-        ) from None
+        told = [f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
+        raise ValueError("; ".join(told)) from None
 
 
 def alone(value: Any) -> list[Any]:

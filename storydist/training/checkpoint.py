@@ -101,9 +101,9 @@ def save(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        safetensors.torch.save_model(model, str(beside / MODEL))
+        safetensors.torch.save_file(_weights(model), beside / MODEL)
         if ema is not None:
-            safetensors.torch.save_model(ema, str(beside / EMA))
+            safetensors.torch.save_file(_weights(ema), beside / EMA)
         safetensors.torch.save_file(_moments(model, optimizer), beside / OPTIMIZER)
         (beside / STATE).write_text(json.dumps({"state": asdict(state), "identity": asdict(identity)}, indent=1))
         names = sorted(path.name for path in beside.iterdir())
@@ -202,9 +202,28 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, em
 def load_weights(path: Path, model: nn.Module) -> None:
     """Loads a safetensors file. Raises ValueError naming the file when it does not fit."""
     try:
-        safetensors.torch.load_model(model, str(path))
+        stored = safetensors.torch.load_file(path)
+        model.load_state_dict({name: stored[first] for name, first in _first_names(model).items() if first in stored})
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} does not fit the model: {' '.join(str(error).split())[:300]}") from None
+    unknown = stored.keys() - set(_first_names(model).values())
+    if unknown:
+        raise ValueError(f"{path} does not fit the model: it also holds {', '.join(sorted(unknown)[:5])}")
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """{name: the first name of the same tensor}: an embedding that several parts share is stored once.
+
+    (safetensors' own `save_model` does that too, but lists the names in a random order, so equal weights would differ
+    in their files.)
+    """
+    first: dict[int, str] = {}
+    return {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in model.state_dict().items()}
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    tensors = model.state_dict()
+    return {name: tensors[name].contiguous().cpu() for name in sorted(set(_first_names(model).values()))}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Ranks are plain numbers here: every world size is built in one process."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -91,3 +93,12 @@ def test_evaluation_takes_every_sample_once_in_equally_many_steps(world_size, nu
 def test_nothing_to_order_is_an_error():
     with pytest.raises(ValueError, match="no sample"):
         Order(np.zeros(3, dtype=np.int64), seed=0, block_shards=1)
+
+
+def test_the_documentation_s_example():
+    small = Order(np.array([3, 2, 4]), seed=7, block_shards=2)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "stream.md").read_text()
+    for key, count in (((7, 0, 1), 3), ((7, 0, 2, 0), 5)):
+        assert all(f"`{int(h):016x}`" in page for h in mix64(*key, items=np.arange(count)))
+    assert "epoch is " + ", ".join(map(str, ids(small.take(0, 9)))) + "." in page
+    assert ids(small.take(7, 13)) == [8, 7, 0, 1, 3, 4]

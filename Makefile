@@ -1,4 +1,4 @@
-# make demo | test | lint | clean. Everything is installed into .venv by itself.
+# make demo | test | lint | gpu-bench | clean. Everything is installed into .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,6 +32,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 ci: lint test
+
+gpu-bench: $(INSTALLED)
+	PYTHON=$(BIN)/python bash benchmarks/gpu.sh
 
 clean:
 	rm -rf $(VENV) $(DEMO)

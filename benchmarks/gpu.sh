@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything a first GPU session needs, in one call: tests marked gpu, then the demo in bf16 with cuDNN LSTMs. Writes one JSON.
 #
-#   bash benchmarks/gpu.sh [OUT.json]          default: benchmarks/gpu.json
-#   WHEELS=.whl bash benchmarks/gpu.sh         installs what is missing from a folder of wheels, without a network
+#   bash benchmarks/gpu.sh [OUT.json [OPTIONS of gpu.py]]     default: benchmarks/gpu.json
+#   WHEELS=.whl bash benchmarks/gpu.sh                        installs what is missing from a folder of wheels, without a network
 #
 # Without a GPU everything runs on the CPU and the JSON says so. Needs a Python with torch; what else is missing is installed.
 set -euo pipefail
@@ -19,8 +19,8 @@ if [ -n "$missing" ]; then
         "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site/packages" "$WHEELS"/*.whl
     else
         # shellcheck disable=SC2086  # one word a package
-        "$python" -m pip install --quiet --no-deps --target "$site/packages" $missing
+        "$python" -m pip install --quiet --target "$site/packages" $missing
     fi
     export PYTHONPATH="$site/packages${PYTHONPATH:+:$PYTHONPATH}"
 fi
-exec "$python" benchmarks/gpu.py --out "$out" --work "$site/work"
+"$python" benchmarks/gpu.py --out "$out" --work "$site/work" "${@:2}"

@@ -30,8 +30,9 @@ def main() -> None:
     # Imported here, so that --help and a mistyped option do not wait for torch.
     from storydist.run_folder import load_run
     from storydist.verdict.device import choose_device
-    from storydist.verdict.evaluate import evaluate, with_overrides
+    from storydist.verdict.evaluate import evaluate
     from storydist.verdict.report import floors_path, print_evaluation, write_evaluation
+    from storydist.verdict.settings import with_overrides
 
     device = choose_device(arguments.device)
     run = load_run(arguments.run, arguments.checkpoint, device, arguments.shards)

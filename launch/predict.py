@@ -33,8 +33,8 @@ def main() -> None:
     # Imported here, so that --help and a mistyped option do not wait for torch.
     from storydist.run_folder import load_run
     from storydist.verdict.device import choose_device
-    from storydist.verdict.evaluate import with_overrides
     from storydist.verdict.predict import predict, summary, write_predictions
+    from storydist.verdict.settings import with_overrides
 
     if arguments.num < 1:
         raise ValueError(f"--num {arguments.num}: at least one window has to be shown")

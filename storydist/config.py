@@ -14,9 +14,9 @@ from storydist.model import ModelConfig
 from storydist.settings import Settings
 from storydist.training.checkpoint import CheckpointConfig
 from storydist.training.optim import OptimConfig
-from storydist.training.trainer import TrainConfig
+from storydist.training.settings import TrainConfig
 from storydist.verdict.assemble import choice_merit
-from storydist.verdict.evaluate import EvaluationConfig
+from storydist.verdict.settings import EvaluationConfig
 
 REQUIRED = ("run.dir", "data.shards")  # all other settings have a default
 

@@ -10,8 +10,9 @@ import torch
 from storydist.data.stream import DataConfig
 from storydist.model import HEADS, ModelConfig, StoryModel, data_facts
 from storydist.verdict.assemble import MEANINGS, beats, verdict
-from storydist.verdict.evaluate import EvaluationConfig, evaluate, with_overrides
+from storydist.verdict.evaluate import evaluate
 from storydist.verdict.predict import predict, summary, write_predictions
+from storydist.verdict.settings import EvaluationConfig, with_overrides
 from tests.tiny_shards import write_shards
 
 CPU = torch.device("cpu")

@@ -7,16 +7,13 @@ read it on rank 0 alone. Losses are divided by global counts, so the averages th
 """
 
 import os
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-Precision = Literal["fp32", "bf16", "fp16"]
 
-
-def build_accelerator(precision: Precision, threads: int, device: str) -> Accelerator:
+def build_accelerator(precision: str, threads: int, device: str) -> Accelerator:
     """The process group, device and precision of this rank. Raises ValueError when the device cannot do it."""
     torch.set_num_threads(threads or threads_per_rank())
     if device == "cpu":
@@ -27,7 +24,7 @@ def build_accelerator(precision: Precision, threads: int, device: str) -> Accele
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=1,  # micro-batches are counted by the loop, which knows the global counts
         cpu=device == "cpu",
-        # One large bucket: the model is small, and gradients then add up in one order whatever the world size.
+        # Gradients lie in the buckets that are reduced: one copy of them less.
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     wanted = int(os.environ.get("WORLD_SIZE", "1"))

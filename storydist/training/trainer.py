@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -21,34 +20,17 @@ from storydist.data.order import accumulation_steps, mix64
 from storydist.data.stream import Stream
 from storydist.losses import SumCount, all_losses, counts, total
 from storydist.model import StoryModel, data_facts
-from storydist.settings import Settings
 from storydist.training import checkpoint
 from storydist.training.checkpoint import Identity, TrainState
 from storydist.training.log import RunLog
 from storydist.training.optim import build_optimizer, learning_rate_at
 from storydist.training.preemption import REQUEUE, Preemption
-from storydist.training.strategy import Precision, build_accelerator, gradient_scale
+from storydist.training.strategy import build_accelerator, gradient_scale
 from storydist.verdict.assemble import choice_merit
 from storydist.verdict.evaluate import evaluate
 
 if TYPE_CHECKING:
     from storydist.config import Config
-
-
-class TrainConfig(Settings):
-    """How long, how much at once, and what is told on the way."""
-
-    steps: int = Field(1000, ge=1, description="updates of the weights")
-    global_batch: int = Field(8, ge=1, description="samples per step, over all ranks and micro-batches")
-    micro_batch: int = Field(8, ge=1, description="most samples that a rank takes through the model at once")
-    precision: Precision = "fp32"
-    device: Literal["auto", "cpu"] = Field("auto", description="auto: the GPU where there is one")
-    seed: int = Field(0, ge=0)
-    threads: int = Field(0, ge=0, description="of torch, per rank; 0: the node's cores over its ranks")
-    log_every: int = Field(10, ge=1, description="steps")
-    evaluate_every: int = Field(500, ge=0, description="steps; 0: never while training")
-    evaluate_split: str = "val"
-    save_every: int = Field(500, ge=1, description="steps")
 
 
 @dataclass

@@ -5,24 +5,23 @@ seeded sample of windows. Each rank works on its share; their tallies are merged
 Evaluation.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
 
 from storydist.data.index import ShardIndex
 from storydist.data.stream import DataConfig, evaluation_batches
 from storydist.data.text import Wordpieces
-from storydist.settings import Settings
 from storydist.verdict.assemble import assemble
 from storydist.verdict.baselines import FittedFloors, fit_floors, floor_guesses, floor_texts
 from storydist.verdict.floor_cache import FloorFigures, floors_key, read_floors, write_floors
 from storydist.verdict.generate import Sampling, Told, records, reference_texts, text_guess, told_windows
 from storydist.verdict.guess import model_guess
+from storydist.verdict.settings import EvaluationConfig
 from storydist.verdict.tally import Tally, merged
 from storydist.verdict.truth import Guess, truth_of
 from storydist.verdict.windows import Place, choose_windows
@@ -34,32 +33,6 @@ Gather = Callable[[Any], list[Any]]  # every rank's picklable object, in order o
 Tallies = dict[str, Tally]  # by predictor; MODEL beside the floors
 
 MODEL = "model"
-
-
-class EvaluationConfig(Settings):
-    """How a split is judged."""
-
-    batch_stories: int = Field(8, ge=1, description="stories per rank and step")
-    generate_windows: int = Field(
-        200, ge=0, description="windows that get a generated description, drawn by the seed; 0: none"
-    )
-    temperature: float = Field(1.0, gt=0, description="of nucleus sampling")
-    top_p: float = Field(0.9, gt=0, le=1, description="of nucleus sampling")
-    resamples: int = Field(
-        1000, ge=0, description="bootstrap resamples of stories behind the score's intervals; 0: no intervals"
-    )
-    num_examples: int = Field(6, ge=0, description="windows shown at random, and as many best and worst")
-    seed: int = Field(0, ge=0, description="of samples, shuffles, floors and bootstrap")
-
-
-def with_overrides(config: EvaluationConfig, asked: Mapping[str, Any]) -> EvaluationConfig:
-    """The settings with those in `asked` that are not None. Raises ValueError naming one that is out of bounds."""
-    given = {name: value for name, value in asked.items() if value is not None}
-    try:
-        return EvaluationConfig.model_validate(config.model_dump() | given)
-    except ValidationError as error:
-        told = [f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
-        raise ValueError("; ".join(told)) from None
 
 
 def alone(value: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from storydist.data.stream import DataConfig
 
 if TYPE_CHECKING:
     from storydist.model import StoryModel
-    from storydist.verdict.evaluate import EvaluationConfig
+    from storydist.verdict.settings import EvaluationConfig
 
 FloorFigures = dict[str, dict[str, float | None]]  # {floor: {metric: value}}
 VERSION = 1  # of what is kept; a new way to fit or measure a floor needs a new number

@@ -16,9 +16,10 @@ from storydist.data.files import write_atomic
 from storydist.data.index import ShardIndex
 from storydist.data.stream import DataConfig
 from storydist.data.text import Wordpieces
-from storydist.verdict.evaluate import EvaluationConfig, sampling_of
+from storydist.verdict.evaluate import sampling_of
 from storydist.verdict.generate import records, told_windows
 from storydist.verdict.report import number
+from storydist.verdict.settings import EvaluationConfig
 from storydist.verdict.windows import choose_windows
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ class TextEncoder(nn.Module):
     """wordpieces_NL -> [N, 2 * hidden + embedding]: the last state of an LSTM in each direction, and the mean word.
 
     Texts are padded, not packed: padding stands behind the text in both directions, so it never reaches a state that is
-    read. On the CPU a packed LSTM steps through Python-sized operations and takes five times as long.
+    read. On the CPU a packed LSTM takes over three times as long (benchmarks/padded_lstm.py).
     """
 
     def __init__(self, config: ModelConfig, embedding: nn.Embedding):

@@ -36,6 +36,8 @@ def main() -> None:
 
     device = choose_device(arguments.device)
     run = load_run(arguments.run, arguments.checkpoint, device, arguments.shards)
+    for note in run.notes:
+        print(f"note: {note}", file=sys.stderr)
     asked = {name: getattr(arguments, name) for name in ("batch_stories", "generate_windows", "seed")}
     evaluation = evaluate(
         run.model,

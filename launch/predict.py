@@ -40,6 +40,8 @@ def main() -> None:
         raise ValueError(f"--num {arguments.num}: at least one window has to be shown")
     device = choose_device(arguments.device)
     run = load_run(arguments.run, arguments.checkpoint, device, arguments.shards)
+    for note in run.notes:
+        print(f"note: {note}", file=sys.stderr)
     asked = {name: getattr(arguments, name) for name in ("temperature", "top_p", "seed")}
     config = with_overrides(run.config.evaluate, asked)
     found = predict(

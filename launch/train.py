@@ -52,12 +52,6 @@ def main() -> int:
     config = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(shards)})})
     check_writable(run_dir)
     index = ShardIndex.open(shards)
-    split, context = config.train.evaluate_split, config.data.context
-    if config.train.evaluate_every and index.longest_story(split) <= context:
-        raise ValueError(
-            f"{shards} has no {split} story of more than {context} frames to evaluate on; "
-            "choose another train.evaluate_split, or train.evaluate_every=0"
-        )
     steps = checkpoint.list_steps(run_dir)
     if steps and not arguments.resume:
         raise ValueError(
@@ -71,7 +65,7 @@ def main() -> int:
     restore_newest(run, say, tuple(arguments.allow_change))
     if is_main:
         write_facts(run_dir, config)
-    if run.state.step >= config.train.steps:
+    if run.state.step >= config.train.steps and not run.state.owes_evaluation:
         say(f"{run_dir} is finished: step {run.state.step} of {config.train.steps}")
         return 0
     millions = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6

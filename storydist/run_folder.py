@@ -43,6 +43,7 @@ class LoadedRun:
     config: Config
     index: ShardIndex
     step: int
+    notes: list[str]  # damaged checkpoints that were passed over
 
 
 def load_run(
@@ -55,7 +56,7 @@ def load_run(
     """
     run = Path(run_dir)
     config = read_config(run)
-    step = _pick(run, which)
+    step, notes = _pick(run, which)
     folder = checkpoint.checkpoint_path(run, step)
     index = _open_shards(shards or config.data.shards)
     _, identity = checkpoint.read_state(folder)
@@ -71,7 +72,7 @@ def load_run(
         model = averaged.module  # type: ignore[assignment]
     else:
         checkpoint.load_weights(folder / checkpoint.MODEL, model)
-    return LoadedRun(model.to(device or torch.device("cpu")).eval(), config, index, step)
+    return LoadedRun(model.to(device or torch.device("cpu")).eval(), config, index, step, notes)
 
 
 def _open_shards(path: str) -> ShardIndex:
@@ -115,17 +116,20 @@ def code_version() -> str:
     return f"storydist {_version('storydist') or 'from a checkout'}, commit {commit}"
 
 
-def _pick(run: Path, which: str | int) -> int:
+def _pick(run: Path, which: str | int) -> tuple[int, list[str]]:
+    """The step to open, and what is damaged beside it."""
     steps = checkpoint.list_steps(run)
-    complaints: list[str] = []
-    newest = checkpoint.newest_valid(run, complaints.append)
+    notes: list[str] = []
+    newest = checkpoint.newest_valid(run, notes.append)
     if newest is None:
-        raise FileNotFoundError("; ".join([f"{run} has no whole checkpoint", *complaints]))
+        raise FileNotFoundError("; ".join([f"{run} has no whole checkpoint", *notes]))
     if which == "latest":
-        return newest
+        return newest, notes
     if which == "best":
         best = checkpoint.read_state(checkpoint.checkpoint_path(run, newest))[0].best_step
-        return best if best in steps else newest
+        if best is None:
+            raise ValueError(f"{run} was never judged while it trained (train.evaluate_every), so none is best")
+        which = best
     if not str(which).isdecimal():
         raise ValueError(f"checkpoint {which!r} is neither latest nor best nor a step")
     step = int(which)
@@ -134,7 +138,7 @@ def _pick(run: Path, which: str | int) -> int:
     problem = checkpoint.damage(checkpoint.checkpoint_path(run, step))
     if problem:
         raise ValueError(f"checkpoint step {step} is damaged: {problem}")
-    return step
+    return step, notes
 
 
 def _version(name: str) -> str | None:

@@ -108,3 +108,13 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert not (first / "leftover").exists()
     shutil.rmtree(first)
     assert checkpoint.newest_valid(tmp_path, lambda _: None) is None
+
+
+def test_pruning_never_removes_what_was_just_saved(tmp_path):
+    for step in (2, 3, 4):
+        save(tmp_path, step)
+    for step in (3, 4):  # damaged, so the run went on from step 2
+        (checkpoint.checkpoint_path(tmp_path, step) / checkpoint.MODEL).unlink()
+    checkpoint.prune(tmp_path, CheckpointConfig(keep_last=1), TrainState(step=2))
+    assert checkpoint.newest_valid(tmp_path, lambda _: None) == 2
+    assert checkpoint.list_steps(tmp_path) == [2]

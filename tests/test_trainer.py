@@ -141,3 +141,47 @@ def test_the_best_checkpoint_is_kept(tiny_index, tmp_path):
     assert run.state.best_step == min(values, key=values.__getitem__)
     assert set(list_steps(tmp_path)) == {6, run.state.best_step}
     assert load_run(tmp_path, "best").step == run.state.best_step
+
+
+@pytest.mark.parametrize("stop", [2, 6])
+def test_an_evaluation_that_a_signal_put_off_is_made_up(tiny_index, tmp_path, stop):
+    sections: dict[str, Any] = {"train": {"evaluate_every": 2, "evaluate_split": "test"}}
+    run_to_end(tiny_index, tmp_path / "straight", **sections)
+    assert run_to_end(tiny_index, tmp_path / "stopped", stop_after=stop - 1, **sections)[0] == REQUEUE
+    assert run_to_end(tiny_index, tmp_path / "stopped", **sections)[0] == 0
+    assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "straight"))
+
+
+def test_every_judged_step_is_saved_so_that_the_best_exists(tiny_index, tmp_path):
+    train = {"evaluate_every": 2, "save_every": 5, "evaluate_split": "test"}
+    _, run = run_to_end(tiny_index, tmp_path, train=train, checkpoint={"keep_last": 1, "best_metric": "image L1"})
+    assert run.state.best_step in list_steps(tmp_path)
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(tiny_index, tmp_path):
+    sections: dict[str, Any] = {"train": {"evaluate_every": 3, "evaluate_split": "test"}}
+    _, run = run_to_end(tiny_index, tmp_path, **sections)
+    path = checkpoint_path(tmp_path, 3) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="step 3 is damaged"):
+        load_run(tmp_path, 3)
+    if run.state.best_step == 3:
+        with pytest.raises(ValueError, match="step 3 is damaged"):
+            load_run(tmp_path, "best")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(tiny_index, tmp_path):
+    run_to_end(tiny_index, tmp_path)
+    (checkpoint_path(tmp_path, 6) / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="are damaged; move them away"):
+        run_to_end(tiny_index, tmp_path)
+
+
+def test_a_launcher_s_accumulation_setting_changes_no_gradient(tiny_index, tmp_path, monkeypatch):
+    run_to_end(tiny_index, tmp_path / "plain", train={"steps": 1})
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_to_end(tiny_index, tmp_path / "set", train={"steps": 1})
+    assert timeless(metrics(tmp_path / "plain")) == timeless(metrics(tmp_path / "set"))

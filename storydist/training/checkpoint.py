@@ -34,17 +34,10 @@ MODEL, EMA, OPTIMIZER, STATE, MANIFEST = (
     "state.json",
     "manifest.json",
 )
-# May differ between a checkpoint and the run that resumes it: none of them changes what is computed.
+# May differ between a checkpoint and the run that resumes it: where, when and how fast, which changes rounding at most.
 FREE_KEYS = (
-    *("run.", "checkpoint.", "evaluate.", "data.shards", "data.threads", "data.prefetch", "data.verify"),
-    *(
-        "train.threads",
-        "train.device",
-        "train.log_every",
-        "train.save_every",
-        "train.evaluate_every",
-        "train.micro_batch",
-    ),
+    *("run.", "checkpoint.", "data.shards", "data.threads", "data.prefetch", "data.verify"),
+    *("train.threads", "train.device", "train.log_every", "train.save_every", "train.evaluate_every"),
 )
 
 
@@ -65,6 +58,7 @@ class TrainState:
     best_value: float | None = None
     best_step: int | None = None
     skipped_steps: int = 0  # updates that fp16 loss scaling left out
+    owes_evaluation: bool = False  # the evaluation of this step is due and not yet made
     scaler: dict[str, float] = field(default_factory=dict)
     interval: list[list[float]] = field(default_factory=list)  # (sum, count) of each loss since the last logged line
 
@@ -111,10 +105,12 @@ def save(
         for name in (*names, MANIFEST):
             _flush(beside / name)
         sync_folder(beside)
+        aside = final.with_name(f".{final.name}.old-{os.getpid()}")
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(aside)
         beside.rename(final)
         sync_folder(final.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -122,13 +118,16 @@ def save(
 
 
 def prune(run: Path, config: CheckpointConfig, state: TrainState) -> None:
-    """Removes all but the last ones and the best one."""
-    kept = set(list_steps(run)[-config.keep_last :])
+    """Removes all checkpoints but the last ones and the best one.
+
+    Those behind `state.step`, which was just saved, were damaged or the run would have gone on from them: they go too.
+    """
+    kept = set([step for step in list_steps(run) if step <= state.step][-config.keep_last :])
     if config.keep_best and state.best_step is not None:
         kept.add(state.best_step)
     for step in set(list_steps(run)) - kept:
         shutil.rmtree(checkpoint_path(run, step))
-    for leftover in (run / FOLDER).glob(".step-*.tmp-*"):
+    for leftover in (*(run / FOLDER).glob(".step-*.tmp-*"), *(run / FOLDER).glob(".step-*.old-*")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

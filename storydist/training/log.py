@@ -26,6 +26,9 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from storydist.data.files import write_atomic
+from storydist.training.checkpoint import TrainState
+
 METRICS, LOG = "metrics.jsonl", "train.log"
 
 
@@ -34,17 +37,17 @@ class RunLog:
     appears twice.
     """
 
-    def __init__(self, run: Path, step: int, num_steps: int):
+    def __init__(self, run: Path, state: TrainState, num_steps: int):
         run.mkdir(parents=True, exist_ok=True)
-        _truncate(run / METRICS, step)
+        _truncate(run / METRICS, state)
         self._metrics = (run / METRICS).open("a", encoding="utf-8")
         self._log = (run / LOG).open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
         self.terminal = sys.stderr.isatty()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         self._progress = Progress(*columns, *times, console=Console(stderr=True), disable=not self.terminal)
-        self._task = self._progress.add_task("training", total=num_steps, completed=step, note="")
+        self._task = self._progress.add_task("training", total=num_steps, completed=state.step, note="")
 
     def __enter__(self) -> "RunLog":
         self._progress.start()
@@ -129,8 +132,10 @@ def _pixels(jpeg_base64: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg_base64))))
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Keeps the lines up to `step`; a half-written last line goes too."""
+def _truncate(path: Path, state: TrainState) -> None:
+    """Keeps the lines up to the state's step, an evaluation that is still owed left out; a half-written last line goes
+    too.
+    """
     if not path.exists():
         return
     kept = []
@@ -139,6 +144,7 @@ def _truncate(path: Path, step: int) -> None:
             record = json.loads(line)
         except ValueError:
             break
-        if record["step"] <= step:
+        owed = state.owes_evaluation and record["kind"] == "evaluation" and record["step"] == state.step
+        if record["step"] <= state.step and not owed:
             kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    write_atomic(path, "".join(kept).encode())

@@ -10,7 +10,7 @@ import os
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 
 def build_accelerator(precision: str, threads: int, device: str) -> Accelerator:
@@ -22,7 +22,9 @@ def build_accelerator(precision: str, threads: int, device: str) -> Accelerator:
         raise ValueError("train.precision fp16 needs a CUDA device for its loss scaling; use bf16 or fp32 on the CPU")
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_steps=1,  # micro-batches are counted by the loop, which knows the global counts
+        # Micro-batches are counted by the loop, which knows the global counts. (A plain number would give way to the
+        # environment variable that launchers set.)
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         cpu=device == "cpu",
         # Gradients lie in the buckets that are reduced: one copy of them less.
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],

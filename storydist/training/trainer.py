@@ -58,8 +58,7 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     not fit.
     """
     train = config.train
-    if config.losses.score and index.info.score is None:
-        raise ValueError(f"no training story of {index.root} has a score, so none can be learned; use losses.score=0")
+    _require_fit(config, index)
     accelerator = build_accelerator(train.precision, train.threads, train.device)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     stream = Stream(
@@ -82,9 +81,24 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     return Run(config, index, accelerator, model, wrapped, prepared, ema, stream, TrainState(), identity)
 
 
+def _require_fit(config: "Config", index: ShardIndex) -> None:
+    """Raises ValueError for settings that the shards would only fail long after the start."""
+    if config.losses.score and index.info.score is None:
+        raise ValueError(f"no training story of {index.root} has a score, so none can be learned; use losses.score=0")
+    context, splits = config.data.context, (config.train.evaluate_split, "train")
+    for split in splits if config.train.evaluate_every else ():
+        if index.longest_story(split) <= context:
+            raise ValueError(
+                f"{index.root} has no {split} story of more than {context} frames to evaluate on or with; "
+                "choose another train.evaluate_split, or train.evaluate_every=0"
+            )
+
+
 def restore_newest(run: Run, say: Any, allow_change: tuple[str, ...] = ()) -> None:
     """Puts the newest whole checkpoint into `run`; does nothing when there is none."""
     step = checkpoint.newest_valid(run.path, say)
+    if step is None and checkpoint.list_steps(run.path):
+        raise ValueError(f"all checkpoints of {run.path} are damaged; move them away to start afresh")
     if step is None:
         return
     folder = checkpoint.checkpoint_path(run.path, step)
@@ -102,8 +116,11 @@ def train(run: Run) -> int:
     num_steps, meter = config.train.steps, Meter(run)
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
-        log = stack.enter_context(RunLog(run.path, state.step, num_steps)) if run.accelerator.is_main_process else None
+        log = stack.enter_context(RunLog(run.path, state, num_steps)) if run.accelerator.is_main_process else None
         steps = stack.enter_context(closing(run.stream.steps(state.samples_seen)))
+        if state.owes_evaluation:  # a signal came before it
+            with meter.paused():
+                _evaluate(run, meter, log)
         while state.step < num_steps:
             micro_batches = meter.waited(steps)
             global_counts, stop = _agree(run, micro_batches, preemption.asked is not None)
@@ -117,13 +134,15 @@ def train(run: Run) -> int:
                 if log:
                     log.train(state.step, num_steps, values)
             with meter.paused():
-                if config.train.evaluate_every and (last or state.step % config.train.evaluate_every == 0) and not stop:
-                    _evaluate(run, log)
-                if last or stop or state.step % config.train.save_every == 0:
+                every = config.train.evaluate_every
+                state.owes_evaluation = bool(every) and (last or state.step % every == 0)
+                if last or stop or state.owes_evaluation or state.step % config.train.save_every == 0:
                     _save(run, meter, log)
+                if state.owes_evaluation and not stop:
+                    _evaluate(run, meter, log)
             if log:
                 log.advance(state.step)
-            if stop and not last:
+            if stop and (not last or state.owes_evaluation):
                 if log:
                     log.say(
                         f"stopped by a signal at step {state.step}; the same command with --resume goes on from here"
@@ -246,7 +265,8 @@ def judged_model(run: Run) -> StoryModel:
     return model.eval()
 
 
-def _evaluate(run: Run, log: RunLog | None) -> None:
+def _evaluate(run: Run, meter: "Meter", log: RunLog | None) -> None:
+    """Judges the weights as they are, tells it, and saves what became of it: the best step so far."""
     config, accelerator = run.config, run.accelerator
     split = config.train.evaluate_split
     evaluation = evaluate(
@@ -266,6 +286,8 @@ def _evaluate(run: Run, log: RunLog | None) -> None:
     if log:
         log.evaluation(run.state.step, evaluation)
         log.examples(run.state.step, evaluation["examples"])
+    run.state.owes_evaluation = False
+    _save(run, meter, log)
 
 
 def _remember_best(run: Run, metrics: dict[str, Any]) -> None:

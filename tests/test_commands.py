@@ -224,7 +224,15 @@ def test_ctrl_c_is_one_message_and_the_build_continues(source, tmp_path):
     out = tmp_path / "out"
     arguments = build_arguments(source, out, "--size", "600x1000", "--stories-per-shard", 1)
     command = [sys.executable, str(ROOT / "shards/build.py"), *arguments, "--workers", "2"]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # As on a terminal: whoever runs these tests in the background has it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     limit_s = time.monotonic() + 60
     while not list(out.glob("*.tar")):
         assert process.poll() is None and time.monotonic() < limit_s

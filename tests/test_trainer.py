@@ -185,3 +185,18 @@ def test_a_launcher_s_accumulation_setting_changes_no_gradient(tiny_index, tmp_p
     AcceleratorState._reset_state(reset_partial_state=True)
     run_to_end(tiny_index, tmp_path / "set", train={"steps": 1})
     assert timeless(metrics(tmp_path / "plain")) == timeless(metrics(tmp_path / "set"))
+
+
+def test_threads_do_not_make_a_run_unrepeatable(tiny_index, tmp_path):
+    # Wide enough that torch adds the gradients of shared frames on both threads.
+    wide = SMALL | {"width": 1024, "attention_heads": 0}
+    sections: dict[str, Any] = {
+        "model": wide,
+        "train": {"threads": 2, "steps": 2, "global_batch": 12, "micro_batch": 12},
+    }
+    for name in ("one", "two", "three"):
+        run_to_end(tiny_index, tmp_path / name, **sections)
+    first = weights(tmp_path / "one", 2)
+    for name in ("two", "three"):
+        again = weights(tmp_path / name, 2)
+        assert [key for key in first if not torch.equal(first[key], again[key])] == []

@@ -29,6 +29,11 @@ def build_accelerator(precision: str, threads: int, device: str) -> Accelerator:
         # Gradients lie in the buckets that are reduced: one copy of them less.
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+    if accelerator.device.type == "cpu":
+        # With several threads the gradient of an index (a frame stands in up to K windows) adds up in any order; a run
+        # could then not be repeated, let alone resumed bit for bit. Filling new memory would only cost time.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise ValueError(

@@ -33,7 +33,7 @@ def build_accelerator(precision: str, threads: int, device: str) -> Accelerator:
         # With several threads the gradient of an index (a frame stands in up to K windows) adds up in any order; a run
         # could then not be repeated, let alone resumed bit for bit. Filling new memory would only cost time.
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise ValueError(

@@ -71,7 +71,7 @@ def test_half_a_save_is_no_checkpoint(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "sync_folder", fail)
+    monkeypatch.setattr(checkpoint, "sync", fail)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2)
     assert checkpoint.list_steps(tmp_path) == [1]

@@ -27,7 +27,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -40,9 +40,9 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Flushes a folder's entries (a rename lives in the folder, not in the file)."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: str | os.PathLike[str]) -> None:
+    """Flushes a file, or a folder's entries (a rename lives in the folder, not in the file), to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

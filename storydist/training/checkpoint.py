@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from storydist.data.files import sha256_file, sync_folder
+from storydist.data.files import sha256_file, sync
 from storydist.settings import Settings
 
 FOLDER = "checkpoints"
@@ -103,13 +103,13 @@ def save(
         names = sorted(path.name for path in beside.iterdir())
         (beside / MANIFEST).write_text(json.dumps({name: sha256_file(beside / name) for name in names}, indent=1))
         for name in (*names, MANIFEST):
-            _flush(beside / name)
-        sync_folder(beside)
+            sync(beside / name)
+        sync(beside)
         aside = final.with_name(f".{final.name}.old-{os.getpid()}")
         if final.exists():
             final.rename(aside)
         beside.rename(final)
-        sync_folder(final.parent)
+        sync(final.parent)
         shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -244,11 +244,3 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
         for key, value in states.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

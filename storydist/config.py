@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from storydist.data.stream import DataConfig
+from storydist.data.settings import DataConfig
 from storydist.losses import LossConfig
 from storydist.model import ModelConfig
 from storydist.settings import Settings

@@ -8,7 +8,8 @@ import torch
 from storydist.config import Config, parse_config
 from storydist.data.batch import Batch
 from storydist.data.index import ShardIndex
-from storydist.data.stream import DataConfig, SampleReader, collate_runs, special_pieces
+from storydist.data.settings import DataConfig
+from storydist.data.stream import SampleReader, collate_runs, special_pieces
 from storydist.losses import LossConfig
 from storydist.model import ModelConfig, StoryModel, data_facts
 

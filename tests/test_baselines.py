@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from storydist.data.stream import DataConfig, SampleReader, evaluation_batches
+from storydist.data.settings import DataConfig
+from storydist.data.stream import SampleReader, evaluation_batches
 from storydist.verdict.baselines import (
     COPY_LAST,
     fit_floors,

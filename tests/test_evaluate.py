@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from storydist.data.stream import DataConfig
+from storydist.data.settings import DataConfig
 from storydist.model import HEADS, ModelConfig, StoryModel, data_facts
 from storydist.verdict.assemble import MEANINGS, beats, verdict
 from storydist.verdict.evaluate import evaluate

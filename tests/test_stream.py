@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from storydist.data.index import ShardIndex
-from storydist.data.stream import DataConfig, Stream, evaluation_batches
+from storydist.data.settings import DataConfig
+from storydist.data.stream import Stream, evaluation_batches
 from tests.small_runs import data_config
 
 

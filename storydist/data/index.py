@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storydist.data.files import sha256_file, write_atomic
+from storydist.data.storage import LocalStorage
 
 SCHEMA_VERSION = 1
 BUILD_FOLDER = ".build"  # in the shard set's folder while it is being built
@@ -103,6 +104,7 @@ class ShardIndex:
     members: np.ndarray = field(repr=False)
     story_ids: np.ndarray = field(repr=False)
     wordpiece_idf: np.ndarray = field(repr=False)
+    storage: LocalStorage = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> "ShardIndex":
@@ -119,7 +121,7 @@ class ShardIndex:
         _need(members.dtype == MEMBER_DTYPE and members.ndim == 1, root, "index.members.npy")
         _need(story_ids.dtype.kind == "S" and story_ids.shape == (num_stories,), root, "index.story_ids.npy")
         _need(idf.dtype == np.float32 and idf.shape == (info.vocabulary_size,), root, "index.idf.npy")
-        return cls(root, info, stories, members, story_ids, idf)
+        return cls(root, info, stories, members, story_ids, idf, LocalStorage(root))
 
     def __reduce__(self) -> tuple:
         return (ShardIndex.open, (self.root,))
@@ -137,7 +139,13 @@ class ShardIndex:
         return int(self.stories["num_frames"][stories.start : stories.stop].max(initial=0))
 
     def shard_path(self, shard: int) -> Path:
+        """Where a shard lies, or would lie, beside the index; for messages and for local sets."""
         return self.root / self.info.shards[shard].name
+
+    def fetch_shard(self, shard: int) -> Path:
+        """Path of a whole shard on this node. Raises FileNotFoundError, or ValueError when its size is another."""
+        info = self.info.shards[shard]
+        return self.storage.fetch(info.name, info.size_bytes, info.sha256)
 
     def story_id(self, story: int) -> str:
         return bytes(self.story_ids[story]).decode()

@@ -1,68 +1,36 @@
-"""Where shards lie: local tars, memory-mapped, read by offset and checked against the index."""
+"""Where the files of a shard set lie."""
 
-import mmap
-import zlib
-from collections import OrderedDict
-from collections.abc import Collection
 from pathlib import Path
 
-from storydist.data.index import ShardIndex
+from pydantic import Field
+
+from storydist.settings import Settings
 
 
-class ShardReader:
-    """Reads the members of a story out of its shard, without parsing the tar.
+class CacheConfig(Settings):
+    """This node's copies of shards that lie elsewhere."""
 
-    Keeps at most `max_open` shards mapped, least recently used out. Not shared between threads or processes: each has
-    its own.
-    With `verify`, a member whose crc32 differs from the index is an error, so that damaged pixels never pass for data.
-    """
-
-    def __init__(self, index: ShardIndex, *, max_open: int = 16, verify: bool = True):
-        self.index, self.max_open, self.verify = index, max_open, verify
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
-
-    def read(self, story: int, skip: Collection[str] = ()) -> dict[str, memoryview]:
-        """{suffix: payload} of one story, the suffixes in `skip` left out. Raises ValueError or FileNotFoundError
-        naming shard, story and offset when something is wrong.
-        """
-        shard = int(self.index.stories[story]["shard"])
-        view = memoryview(self._map(shard))
-        payloads = {}
-        for suffix, offset, size, crc32 in self.index.members_of(story):
-            if suffix in skip:
-                continue
-            payload = view[offset : offset + size]
-            if self.verify and zlib.crc32(payload) != crc32:
-                raise ValueError(
-                    f"{self.index.shard_path(shard)}: story {self.index.story_id(story)!r}, member {suffix!r} at "
-                    f"offset {offset} does not match its checksum; the shard is damaged: build it again"
-                )
-            payloads[suffix] = payload
-        return payloads
-
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
-        self._maps[shard] = mapped = _open(self.index.shard_path(shard), self.index.info.shards[shard].size_bytes)
-        if len(self._maps) > self.max_open:
-            self._maps.popitem(last=False)  # closed when the last view of it is gone
-        return mapped
+    dir: str = Field("~/.cache/storydist", description="folder on a local disk, shared by all ranks and runs of a node")
+    max_gb: float = Field(100.0, gt=0, description="gigabytes (10^9 bytes) that the folder may hold")
 
 
-def _open(path: Path, size_bytes: int) -> mmap.mmap:
-    """Maps a whole shard for reading. A file of another size than the index says is refused: reading past its end would
-    kill the process.
-    """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: this shard is listed in index.json but is not there; copy it back or build the shards again"
-        )
-    found = path.stat().st_size
-    if found != size_bytes:
-        raise ValueError(
-            f"{path}: has {found} bytes, the index says {size_bytes}; the shard is cut short "
-            "or was changed: build it again or copy it anew"
-        )
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+class LocalStorage:
+    """A folder on this node, or one that is mounted."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def fetch(self, name: str, size_bytes: int, sha256: str) -> Path:
+        """Path of a whole shard on this node. Raises FileNotFoundError, or ValueError when its size is another."""
+        path = self.root / name
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path}: this shard is listed in index.json but is not there; copy it back or build the shards again"
+            )
+        found = path.stat().st_size
+        if found != size_bytes:
+            raise ValueError(
+                f"{path}: has {found} bytes, the index says {size_bytes}; the shard is cut short "
+                "or was changed: build it again or copy it anew"
+            )
+        return path

@@ -9,43 +9,17 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from storydist.data.batch import Batch, FrameRun, SpecialPieces, collate
 from storydist.data.frames import decode_frame
 from storydist.data.index import ShardIndex
 from storydist.data.order import Order, evaluation_slices, rank_slice
+from storydist.data.reader import ShardReader
 from storydist.data.sample import TEXT_SUFFIXES, decode
-from storydist.data.storage import ShardReader
+from storydist.data.settings import DataConfig
 from storydist.data.text import Wordpieces
-from storydist.settings import Settings
-
-
-class DataConfig(Settings):
-    """What is streamed, and how."""
-
-    shards: str = Field(description="folder that shards/build.py wrote")
-    unit: Literal["story", "window"] = Field(
-        "story", description="a sample is a whole story, or a window of context + 1 frames"
-    )
-    context: int = Field(4, ge=1, description="frames seen before the one to predict")
-    shuffle: bool = True
-    block_shards: int = Field(
-        8, ge=1, description="shards shuffled together; more mixes better and holds more shards open"
-    )
-    size: tuple[int, int] = Field(
-        (60, 125), description="H, W for shards that keep frames as found; others keep the size they were built at"
-    )
-    max_wordpieces: int = Field(
-        120, ge=3, description="of one description, [CLS] and [SEP] included; longer ones are cut"
-    )
-    max_tags: int = Field(24, ge=1, description="of one frame, and of the story itself; further ones are left out")
-    threads: int = Field(1, ge=1, description="that read ahead, per rank")
-    prefetch: int = Field(2, ge=1, description="steps read ahead, per rank")
-    verify: bool = Field(True, description="check every member's crc32 as it is read")
 
 
 class SampleReader:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from storydist.data.batch import PAD, Batch
 from storydist.data.sample import TAG_KINDS
+from storydist.model.layers import recur
 from storydist.model.settings import ModelConfig
 
 
@@ -66,7 +67,7 @@ class ScoreHead(nn.Module):
         length_B = torch.diff(first_B, append=first_B.new_tensor([num_frames]))
         padded_BSD = fused_ND.new_zeros(num_stories, int(length_B.max()), fused_ND.shape[1])
         padded_BSD[batch.frame_story_N, place_N] = fused_ND
-        states, _ = self.recurrent(padded_BSD)  # padding comes last and a forward pass never looks ahead
+        states, _ = recur(self.recurrent, padded_BSD)  # padding comes last and a forward pass never looks ahead
         states_NH = states[batch.frame_story_N, place_N].float()
         parts = [states_NH[first_B + length_B - 1], _mean_by(batch.frame_story_N, states_NH, length_B)]
         if self.frame_tags is not None and self.story_tags is not None:

@@ -7,7 +7,8 @@ import numpy as np
 from pydantic import Field
 
 from storydist.data.index import ShardIndex
-from storydist.data.stream import DataConfig, frame_size
+from storydist.data.settings import DataConfig
+from storydist.data.stream import frame_size
 from storydist.settings import Settings
 
 HEADS = ("next_frame", "reconstruction", "next_text", "text_embedding", "score", "characters")

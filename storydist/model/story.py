@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from storydist.data.batch import PAD, Batch
 from storydist.data.sample import TAG_KINDS
 from storydist.model.frames import FrameDecoder, FrameEncoder, FrameMixer
-from storydist.model.layers import Latent
+from storydist.model.layers import Latent, recur
 from storydist.model.score import ScoreHead, TagEncoder
 from storydist.model.settings import WINDOW_HEADS, DataFacts, ModelConfig
 from storydist.model.text import Condition, TextDecoder, TextEncoder, TextTarget, seen_words
@@ -203,7 +203,7 @@ class StoryModel(nn.Module):
 
     def _context(self, fused_ND: Tensor, windows_MK: Tensor) -> Tensor:
         """context_MD: what the K frames of each window say of the next."""
-        states_MKD, _ = self.temporal(fused_ND[windows_MK])
+        states_MKD, _ = recur(self.temporal, fused_ND[windows_MK])
         last_MD = states_MKD[:, -1]
         if self.attention is None:
             return self.context(last_MD)

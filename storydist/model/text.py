@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from storydist.data.batch import PAD
+from storydist.model.layers import recur
 from storydist.model.settings import DataFacts, ModelConfig
 
 
@@ -33,8 +34,8 @@ class TextEncoder(nn.Module):
         row_N = torch.arange(len(wordpieces_NL), device=wordpieces_NL.device)
         last_N = lengths_N.to(wordpieces_NL.device) - 1
         place_NL = (last_N[:, None] - torch.arange(wordpieces_NL.shape[1], device=last_N.device)).clamp(min=0)
-        onward_NLH, _ = self.onward(embedded_NLE)
-        backward_NLH, _ = self.return_(embedded_NLE[row_N[:, None], place_NL])
+        onward_NLH, _ = recur(self.onward, embedded_NLE)
+        backward_NLH, _ = recur(self.return_, embedded_NLE[row_N[:, None], place_NL])
         present_NL1 = (wordpieces_NL != PAD)[..., None]
         mean_NE = (embedded_NLE * present_NL1).sum(1) / present_NL1.sum(1)
         return torch.cat([onward_NLH[row_N, last_N], backward_NLH[row_N, last_N], mean_NE.to(onward_NLH.dtype)], dim=1)
@@ -75,7 +76,7 @@ class TextDecoder(nn.Module):
             kept = torch.rand(inputs.shape, device=inputs.device) >= self.word_dropout
             kept[:, 0] = True
             inputs = inputs * kept
-        hidden_MLH, _ = self.lstm(self._join(inputs, condition), self._state(condition))
+        hidden_MLH, _ = recur(self.lstm, self._join(inputs, condition), self._state(condition))
         real = torch.arange(inputs.shape[1])[None] < (lengths_M - 1)[:, None]
         # The lengths are on the CPU, so finding the wordpieces does not wait for the device.
         window_T, place_T = (rows.to(inputs.device, non_blocking=True) for rows in real.nonzero(as_tuple=True))
@@ -100,7 +101,7 @@ class TextDecoder(nn.Module):
         state, words = self._state(condition), []
         ended = torch.zeros_like(word_M, dtype=torch.bool)
         for _ in range(max_wordpieces):
-            hidden, state = self.lstm(self._join(word_M[:, None], condition), state)
+            hidden, state = recur(self.lstm, self._join(word_M[:, None], condition), state)
             word_M = nucleus(self._logits(hidden[:, 0], condition) / temperature, top_p, generator)
             ended |= word_M == last
             words.append(torch.where(ended, last, word_M))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from storydist.data.index import ShardIndex
-from storydist.data.stream import DataConfig, SampleReader
+from storydist.data.settings import DataConfig
+from storydist.data.stream import SampleReader
 from storydist.verdict.score_baselines import SHUFFLED, TRAIN_MEAN, score_floors
 from storydist.verdict.truth import Guess, TextTarget, Truth, texts_of
 from storydist.verdict.windows import choose_stories, choose_windows, text_batches

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from storydist.data.index import ShardIndex
-from storydist.data.stream import DataConfig, evaluation_batches
+from storydist.data.settings import DataConfig
+from storydist.data.stream import evaluation_batches
 from storydist.data.text import Wordpieces
 from storydist.verdict.assemble import assemble
 from storydist.verdict.baselines import FittedFloors, fit_floors, floor_guesses, floor_texts

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from storydist.data.files import write_atomic
 from storydist.data.index import ShardIndex
-from storydist.data.stream import DataConfig
+from storydist.data.settings import DataConfig
 
 if TYPE_CHECKING:
     from storydist.model import StoryModel

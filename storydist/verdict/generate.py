@@ -12,7 +12,8 @@ from torch import Tensor
 
 from storydist.data.batch import Batch
 from storydist.data.index import ShardIndex
-from storydist.data.stream import DataConfig, special_pieces
+from storydist.data.settings import DataConfig
+from storydist.data.stream import special_pieces
 from storydist.data.text import Wordpieces
 from storydist.verdict.metrics import absolute_error
 from storydist.verdict.truth import Guess, Truth, truth_of

@@ -14,7 +14,7 @@ from PIL import Image
 
 from storydist.data.files import write_atomic
 from storydist.data.index import ShardIndex
-from storydist.data.stream import DataConfig
+from storydist.data.settings import DataConfig
 from storydist.data.text import Wordpieces
 from storydist.verdict.evaluate import sampling_of
 from storydist.verdict.generate import records, told_windows

@@ -7,9 +7,10 @@ import torch
 
 from storydist.data.batch import Batch, FrameRun
 from storydist.data.index import ShardIndex
+from storydist.data.reader import ShardReader
 from storydist.data.sample import TEXT_SUFFIXES, Sample, decode
-from storydist.data.storage import ShardReader
-from storydist.data.stream import DataConfig, SampleReader, collate_runs, special_pieces
+from storydist.data.settings import DataConfig
+from storydist.data.stream import SampleReader, collate_runs, special_pieces
 from storydist.verdict.truth import select_windows
 
 Place = tuple[int, int]  # story number in the index, position of the target frame in its story

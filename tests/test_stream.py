@@ -3,6 +3,8 @@ import random
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
 from storydist.data.index import ShardIndex
 from storydist.data.settings import DataConfig
@@ -161,3 +163,21 @@ def test_a_shortened_or_missing_shard_is_named(own_index):
 def test_an_empty_or_unknown_split_is_an_error(tiny_index):
     with pytest.raises(ValueError, match="has no split 'val'; it has train, test"):
         stream(tiny_index, split="val")
+
+
+def test_accelerate_gives_a_stream_back_untouched(tiny_index):
+    accelerator = Accelerator(cpu=True)
+    made = stream(tiny_index)
+    assert accelerator.prepare(made) is made
+    steps = made.steps()
+    assert accelerator.prepare(steps) is steps
+    steps.close()
+
+
+def test_a_loader_over_a_stream_refuses_with_the_reason(tiny_index):
+    """Accelerate would split it a second time, and rank 1's samples would never be read."""
+    loader = Accelerator(cpu=True).prepare(DataLoader(stream(tiny_index)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"splits itself over ranks.*accelerator\.prepare\(\)"):
+        next(iter(loader))
+    with pytest.raises(TypeError, match="splits itself over ranks"):
+        next(iter(DataLoader(stream(tiny_index), sampler=range(3))))  # type: ignore[arg-type]

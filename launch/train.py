@@ -3,17 +3,27 @@
     accelerate launch launch/train.py --config configs/base.yaml data.shards=SHARDS run.dir=RUN train.steps=200
     python launch/train.py --config configs/base.yaml data.shards=SHARDS run.dir=RUN --resume
 
-Exit codes: 0 finished; 2 a mistake in settings or data; 75 stopped by a signal after saving, run again with --resume.
+Exit codes: 0 finished; 2 a mistake in settings or data; 75 stopped by a signal or a hang, run again with --resume.
+docs/when_it_stops.md tells more.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from storydist.command import ArgumentParser, run_command
+from storydist.training.preemption import leave_at_once_on_signals
+
+if TYPE_CHECKING:
+    from storydist.training.trainer import Run
+
+LAUNCHED = {"RANK", "ACCELERATE_MIXED_PRECISION"}  # a launcher sets one of them at least
+PARENT = os.getppid()  # asked for at once: later, a launcher that was killed meanwhile would pass for another
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -21,17 +31,9 @@ def parse_arguments() -> argparse.Namespace:
         prog="launch/train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
+    parser.add_argument("--resume", action="store_true", help="go on from run.dir's newest whole checkpoint, if any")
     parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the newest whole checkpoint of run.dir; start afresh if there is none",
-    )
-    parser.add_argument(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="resume although this setting differs; may be repeated",
+        "--allow-change", action="append", default=[], metavar="KEY", help="resume although it differs; may be repeated"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example train.steps=200")
     return parser.parse_intermixed_args()  # settings may stand before and after options
@@ -43,9 +45,9 @@ def main() -> int:
     from storydist.config import load_config
     from storydist.data.files import check_writable
     from storydist.data.index import ShardIndex
-    from storydist.run_folder import code_version, write_facts
+    from storydist.run_folder import code_version
     from storydist.training import checkpoint
-    from storydist.training.trainer import build_run, restore_newest, train
+    from storydist.training.trainer import build_run
 
     config = load_config(arguments.config, arguments.overrides)
     run_dir, shards = Path(config.run.dir), Path(config.data.shards).resolve()
@@ -57,20 +59,31 @@ def main() -> int:
         raise ValueError(
             f"{run_dir} already holds a run at step {steps[-1]}; add --resume to go on, or choose another run.dir"
         )
-    is_main = os.environ.get("RANK", "0") == "0"
-    say = print if is_main else (lambda text: None)
+    say = print if os.environ.get("RANK", "0") == "0" else (lambda text: None)
     if arguments.resume and not steps:
         say(f"{run_dir} holds no checkpoint to resume, so the run starts afresh")
     run = build_run(config, index, code_version())
-    restore_newest(run, say, tuple(arguments.allow_change))
-    if is_main:
-        write_facts(run_dir, config)
-    if run.state.step >= config.train.steps and not run.state.owes_evaluation:
-        say(f"{run_dir} is finished: step {run.state.step} of {config.train.steps}")
+    if LAUNCHED & os.environ.keys():
+        run.watchdog.launcher = PARENT
+    with run.watchdog:
+        return start(run, say, tuple(arguments.allow_change))
+
+
+def start(run: "Run", say: Callable[[str], None], allow_change: tuple[str, ...]) -> int:
+    """Begins the run or goes on with it, to its end; returns the exit code."""
+    from storydist.run_folder import write_facts
+    from storydist.training.trainer import restore_newest, train
+
+    restore_newest(run, say, allow_change)
+    if run.accelerator.is_main_process:
+        write_facts(run.path, run.config)
+    num_steps = run.config.train.steps
+    if run.state.step >= num_steps and not run.state.owes_evaluation:
+        say(f"{run.path} is finished: step {run.state.step} of {num_steps}")
         return 0
     millions = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
     say(
-        f"{run_dir}: step {run.state.step} of {config.train.steps}, {run.stream.num_samples} samples an epoch, "
+        f"{run.path}: step {run.state.step} of {num_steps}, {run.stream.num_samples} samples an epoch, "
         f"{millions:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
     )
     say(run.stream.mixing_told())
@@ -83,4 +96,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    leave_at_once_on_signals()
     raise SystemExit(run_command(main))

@@ -46,7 +46,7 @@ FREE_KEYS = (
         "data.cache",
         "data.max_skipped",
     ),
-    *("train.threads", "train.device", "train.log_every", "train.save_every", "train.evaluate_every"),
+    *("train.threads", "train.device", "train.log_every", "train.save_every", "train.evaluate_every", "train.hang_s"),
 )
 
 

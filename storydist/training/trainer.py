@@ -7,10 +7,11 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -20,12 +21,13 @@ from storydist.data.order import accumulation_steps, mix64
 from storydist.data.stream import Stream
 from storydist.losses import SumCount, all_losses, counts, total
 from storydist.model import StoryModel, data_facts
-from storydist.training import checkpoint, quarantine
+from storydist.training import checkpoint, failure, quarantine
 from storydist.training.checkpoint import Identity, TrainState
-from storydist.training.log import RunLog
+from storydist.training.log import LOG, RunLog
 from storydist.training.optim import build_optimizer, learning_rate_at
-from storydist.training.preemption import REQUEUE, Preemption
+from storydist.training.preemption import REQUEUE, Preemption, Stopped
 from storydist.training.strategy import build_accelerator, gradient_scale
+from storydist.training.watchdog import Watchdog
 from storydist.verdict.assemble import choice_merit
 from storydist.verdict.evaluate import evaluate
 
@@ -47,6 +49,8 @@ class Run:
     stream: Stream
     state: TrainState
     identity: Identity
+    preemption: Preemption
+    watchdog: Watchdog  # not entered: whoever starts the processes knows when they begin and end
 
     @property
     def path(self) -> Path:
@@ -78,7 +82,26 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
     wrapped, prepared = accelerator.prepare(model, optimizer)
     identity = Identity(config=config.model_dump(mode="json"), fingerprint=index.info.fingerprint, code=code)
-    return Run(config, index, accelerator, model, wrapped, prepared, ema, stream, TrainState(), identity)
+    preemption = Preemption()
+    watchdog = _watchdog(config, index, accelerator, preemption)
+    state = TrainState()
+    return Run(config, index, accelerator, model, wrapped, prepared, ema, stream, state, identity, preemption, watchdog)
+
+
+def _watchdog(config: "Config", index: ShardIndex, accelerator: Accelerator, preemption: Preemption) -> Watchdog:
+    path = Path(config.run.dir)
+    (life,) = broadcast_object_list([uuid4().hex])
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    return Watchdog(
+        path,
+        index,
+        rank=rank,
+        world_size=world_size,
+        hang_s=config.train.hang_s,
+        life=life,
+        ask=preemption.ask,
+        log=path / LOG,
+    )
 
 
 def _require_fit(config: "Config", index: ShardIndex) -> None:
@@ -115,23 +138,29 @@ def train(run: Run) -> int:
     config, state = run.config, run.state
     num_steps, meter = config.train.steps, Meter(run)
     with ExitStack() as stack:
-        preemption = stack.enter_context(Preemption())
+        stack.enter_context(run.preemption)
         log = stack.enter_context(RunLog(run.path, state, num_steps)) if run.accelerator.is_main_process else None
         steps = stack.enter_context(closing(run.stream.steps(state.samples_seen)))
+        stop = False
         if state.owes_evaluation:  # a signal came before it
             with meter.paused():
-                _evaluate(run, meter, log)
-        while state.step < num_steps:
+                stop = not _evaluate(run, meter, log)
+        while state.step < num_steps and not stop:
+            run.watchdog.phase("data", state.step + 1)
             micro_batches = meter.waited(steps)
-            global_counts, stop, any_bad = _agree(run, micro_batches, preemption.asked is not None)
+            run.watchdog.phase("agree", state.step + 1)
+            global_counts, stop, any_bad = _agree(run, micro_batches)
             if any_bad:
                 _quarantine(run, micro_batches, log)
             learning_rate = learning_rate_at(state.step + 1, num_steps, config.optim)
-            norm = update(run, micro_batches, global_counts, learning_rate, meter)
+            seeds = [dropout_seed(run, number) for number in range(len(micro_batches))]
+            with failure.kept(run, micro_batches, global_counts, seeds):
+                norm = update(run, micro_batches, global_counts, learning_rate, meter)
             state.step += 1
             state.samples_seen += config.train.global_batch
             last = state.step == num_steps
             if last or state.step % config.train.log_every == 0:
+                run.watchdog.phase("log", state.step)
                 values = meter.reduced() | {"learning_rate": learning_rate, "gradient_norm": norm}
                 if log:
                     log.train(state.step, num_steps, values)
@@ -141,15 +170,14 @@ def train(run: Run) -> int:
                 if last or stop or state.owes_evaluation or state.step % config.train.save_every == 0:
                     _save(run, meter, log)
                 if state.owes_evaluation and not stop:
-                    _evaluate(run, meter, log)
+                    stop = not _evaluate(run, meter, log)
             if log:
                 log.advance(state.step)
-            if stop and (not last or state.owes_evaluation):
-                if log:
-                    log.say(
-                        f"stopped by a signal at step {state.step}; the same command with --resume goes on from here"
-                    )
-                return REQUEUE
+        if state.step < num_steps or state.owes_evaluation:
+            if log:
+                asked = run.preemption.asked or "a signal to another rank"
+                log.say(f"stopped by {asked} at step {state.step}; the same command with --resume goes on from here")
+            return REQUEUE
     return 0
 
 
@@ -163,13 +191,16 @@ def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning
     run.wrapped.train()
     for number, batch in enumerate(micro_batches):
         # Dropout depends on where the run stands, not on a generator's past, so that a resumed run draws the same.
-        torch.manual_seed(int(mix64(config.train.seed, state.step, accelerator.process_index, items=number) >> 1))
+        torch.manual_seed(dropout_seed(run, number))
         last = number == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(run.wrapped):
+            run.watchdog.phase("forward", state.step + 1, batch.ids)
             moved = batch.to(accelerator.device)
             losses = all_losses(config.losses, run.wrapped(moved), moved, run.model.facts.score_std)
+            run.watchdog.phase("backward", state.step + 1, batch.ids)
             accelerator.backward(total(config.losses, losses, global_counts, scale))
         meter.add(losses)
+    run.watchdog.phase("update", state.step + 1)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     norm = float(accelerator.clip_grad_norm_(run.wrapped.parameters(), config.optim.clip_norm))
@@ -187,11 +218,16 @@ def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning
     return norm
 
 
-def _agree(run: Run, micro_batches: list[Batch], asked: bool) -> tuple[Tensor, bool, bool]:
+def dropout_seed(run: Run, number: int) -> int:
+    """Seeds this rank's micro-batch `number` of the coming step."""
+    return int(mix64(run.config.train.seed, run.state.step, run.accelerator.process_index, items=number) >> 1)
+
+
+def _agree(run: Run, micro_batches: list[Batch]) -> tuple[Tensor, bool, bool]:
     """Counts over all ranks and micro-batches, float64 [heads]; whether any rank was asked to stop; and whether any met
     a sample that cannot be used. One collective for all.
     """
-    heads = run.config.losses.heads()
+    heads, asked = run.config.losses.heads(), run.preemption.asked is not None
     local = torch.stack([counts(heads, batch) for batch in micro_batches]).sum(dim=0)
     summed = run.accelerator.reduce(
         torch.cat([local, local.new_tensor([asked, quarantine.num_bad(micro_batches)])]).to(run.accelerator.device),
@@ -280,29 +316,44 @@ def judged_model(run: Run) -> StoryModel:
     return model.eval()
 
 
-def _evaluate(run: Run, meter: "Meter", log: RunLog | None) -> None:
-    """Judges the weights as they are, tells it, and saves what became of it: the best step so far."""
+def _evaluate(run: Run, meter: "Meter", log: RunLog | None) -> bool:
+    """Judges the weights as they are, tells it, and saves what became of it: the best step so far. False when a signal
+    came before it was done: it stays owed then.
+    """
     config, accelerator = run.config, run.accelerator
     split = config.train.evaluate_split
-    evaluation = evaluate(
-        judged_model(run),
-        run.index,
-        split,
-        data=config.data,
-        config=config.evaluate,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        gather=lambda value: gather_object([value]),
-        step=run.state.step,
-        floors_path=run.path / f"floors-{split}.json",
-    )
+
+    def between() -> None:
+        run.watchdog.phase("evaluate", run.state.step)
+        asked = torch.tensor(float(run.preemption.asked is not None), device=accelerator.device)
+        if accelerator.reduce(asked, reduction="sum") > 0:
+            raise Stopped
+
+    try:
+        between()
+        evaluation = evaluate(
+            judged_model(run),
+            run.index,
+            split,
+            data=config.data,
+            config=config.evaluate,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            gather=lambda value: gather_object([value]),
+            between=between,
+            step=run.state.step,
+            floors_path=run.path / f"floors-{split}.json",
+        )
+    except Stopped:
+        return False
     _remember_best(run, evaluation["metrics"])
     if log:
         log.evaluation(run.state.step, evaluation)
         log.examples(run.state.step, evaluation["examples"])
     run.state.owes_evaluation = False
     _save(run, meter, log)
+    return True
 
 
 def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
@@ -313,6 +364,7 @@ def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
 
 def _save(run: Run, meter: Meter, log: RunLog | None) -> None:
     """Writes a checkpoint on rank 0; the others wait for it."""
+    run.watchdog.phase("save", run.state.step)
     run.state.interval = meter.total().tolist()
     if run.accelerator.scaler is not None:
         run.state.scaler = run.accelerator.scaler.state_dict()
@@ -320,4 +372,5 @@ def _save(run: Run, meter: Meter, log: RunLog | None) -> None:
         checkpoint.save(run.path, run.state, run.identity, run.model, run.optimizer.optimizer, run.ema)
         checkpoint.prune(run.path, run.config.checkpoint, run.state)
         log.say(f"step {run.state.step} saved", shown=False)
+    run.watchdog.phase("barrier", run.state.step)
     run.accelerator.wait_for_everyone()

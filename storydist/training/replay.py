@@ -36,7 +36,7 @@ class Fault:
     def __str__(self) -> str:
         if not math.isfinite(self.loss):
             return f"loss {self.head} is {self.loss}" + (f", first in the output of {self.module}" * bool(self.module))
-        return f"loss {self.head} is {self.loss:.4g}, but not finite the gradient of {self.parameter}"
+        return f"loss {self.head} is {self.loss:.4g}, but the gradient of {self.parameter} is not finite"
 
 
 class Replay:
@@ -99,13 +99,14 @@ class Replay:
         faults = []
         for head, (loss_sum, _) in losses.items():
             loss = getattr(self.config.losses, head) * loss_sum / max(1.0, global_counts[head])
-            if not _finite(loss):
-                faults.append(Fault(head, float(loss), "", modules[0] if modules else ""))
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                faults.append(Fault(head, value, "", modules[0] if modules else ""))
                 continue
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             bad = [name for name, gradient in zip(names, gradients, strict=True) if not _finite(gradient)]
             if bad:
-                faults.append(Fault(head, float(loss), bad[0]))
+                faults.append(Fault(head, value, bad[0]))
         return faults
 
 

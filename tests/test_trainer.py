@@ -13,6 +13,7 @@ from storydist.run_folder import load_run, write_facts
 from storydist.training.checkpoint import checkpoint_path, list_steps
 from storydist.training.preemption import REQUEUE
 from storydist.training.trainer import build_run, restore_newest, train
+from storydist.verdict.truth import truth_of
 from tests.small_runs import SMALL, small_config
 
 MEASURED = ("samples_per_s", "data_wait_share", "peak_memory_bytes")
@@ -148,6 +149,33 @@ def test_an_evaluation_that_a_signal_put_off_is_made_up(tiny_index, tmp_path, st
     sections: dict[str, Any] = {"train": {"evaluate_every": 2, "evaluate_split": "test"}}
     run_to_end(tiny_index, tmp_path / "straight", **sections)
     assert run_to_end(tiny_index, tmp_path / "stopped", stop_after=stop - 1, **sections)[0] == REQUEUE
+    assert run_to_end(tiny_index, tmp_path / "stopped", **sections)[0] == 0
+    assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("batch", [1, 4])  # while it measures; while it generates
+def test_an_evaluation_that_a_signal_ends_is_made_up(tiny_index, tmp_path, monkeypatch, batch):
+    sections: dict[str, Any] = {
+        "train": {"evaluate_every": 2, "evaluate_split": "test"},
+        "evaluate": {"batch_stories": 2, "generate_windows": 4, "resamples": 10, "num_examples": 1},
+    }
+    run_to_end(tiny_index, tmp_path / "straight", **sections)
+    calls = 0
+
+    def counted(truth_of):
+        def judge(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return truth_of(*arguments)
+
+        return judge
+
+    for room in ("evaluate", "generate"):
+        monkeypatch.setattr(f"storydist.verdict.{room}.truth_of", counted(truth_of))
+    code, run = run_to_end(tiny_index, tmp_path / "stopped", **sections)
+    assert (code, run.state.step, run.state.owes_evaluation) == (REQUEUE, 2, True) and calls == batch
     assert run_to_end(tiny_index, tmp_path / "stopped", **sections)[0] == 0
     assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "straight"))
 

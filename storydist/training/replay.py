@@ -3,9 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -22,21 +21,11 @@ if TYPE_CHECKING:
     from storydist.config import Config
 
 
-@dataclass(frozen=True)
-class Fault:
-    """The first thing that is not finite on the way of one head: its loss, or a parameter's gradient. `module`: the
-    first whose output is not finite though its inputs are; "" when there is none.
-    """
+class Fault(NamedTuple):
+    """The first thing that is not finite on the way of one head: its loss, or a parameter's gradient."""
 
     head: str
-    loss: float
-    parameter: str
-    module: str = ""
-
-    def __str__(self) -> str:
-        if not math.isfinite(self.loss):
-            return f"loss {self.head} is {self.loss}" + (f", first in the output of {self.module}" * bool(self.module))
-        return f"loss {self.head} is {self.loss:.4g}, but the gradient of {self.parameter} is not finite"
+    reason: str
 
 
 class Replay:
@@ -69,11 +58,14 @@ class Replay:
         if broken:
             yield True, f"the weights before the step: {', '.join(broken[:5])} not finite: an earlier step made them so"
             return
+        largest = {name: float(p.detach().abs().max()) for name, p in self.model.named_parameters()}
+        name = max(largest, key=largest.__getitem__)
+        yield False, f"the weights before the step: finite, the largest {largest[name]:.3g} in {name}"
         for part in self.parts:
             for number, (batch, seed) in enumerate(zip(part.micro_batches, part.seeds, strict=True)):
                 faults = self.faults(batch, seed, part.global_counts)
                 name = f"rank {part.rank}, micro-batch {number} ({len(batch.ids)} stories)"
-                yield bool(faults), f"{name}: {'; '.join(map(str, faults)) or 'all finite'}"
+                yield bool(faults), f"{name}: {_told(faults) or 'all finite'}"
                 if faults:
                     yield True, self._guilty(part, number)
 
@@ -87,7 +79,7 @@ class Replay:
                 start, stop = part.facts["frames"][number][row]
                 inputs = [name for name, value in vars(story).items() if not _finite(value)]
                 reason = f"; not finite in the data: {', '.join(inputs)}" if inputs else ""
-                told.append(f"  guilty: story {story.ids[0]!r}, frames {start} to {stop - 1}: {faults[0]}{reason}")
+                told.append(f"  guilty: story {story.ids[0]!r}, frames {start} to {stop - 1}: {_told(faults)}{reason}")
         return "\n".join(told) or "  none of its stories does it alone"
 
     def faults(self, batch: Batch, seed: int, global_counts: dict[str, float]) -> list[Fault]:
@@ -101,13 +93,22 @@ class Replay:
             loss = getattr(self.config.losses, head) * loss_sum / max(1.0, global_counts[head])
             value = float(loss.detach())
             if not math.isfinite(value):
-                faults.append(Fault(head, value, "", modules[0] if modules else ""))
+                began = f", first in the output of {modules[0]}" if modules else ""
+                faults.append(Fault(head, f"is {value}{began}"))
                 continue
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             bad = [name for name, gradient in zip(names, gradients, strict=True) if not _finite(gradient)]
             if bad:
-                faults.append(Fault(head, value, bad[0]))
+                faults.append(Fault(head, f"is finite, but the gradient of {bad[0]} is not"))
         return faults
+
+
+def _told(faults: Sequence[Fault]) -> str:
+    """Heads that fail alike are told together."""
+    heads: dict[str, list[str]] = {}
+    for fault in faults:
+        heads.setdefault(fault.reason, []).append(fault.head)
+    return "; ".join(f"loss {', '.join(names)} {reason}" for reason, names in heads.items())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tests.small_runs import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-HANG_S = 3
+HANG_S = 5
 
 
 class Started:
@@ -34,7 +34,7 @@ class Started:
         often = {"log_every": 10**6, "save_every": 10**6, "evaluate_every": 0, "evaluate_split": "test"}
         settings = {
             "model": SMALL,
-            "train": endless | often | {"hang_s": HANG_S} | train,
+            "train": endless | often | train,
             "evaluate": {"generate_windows": 2, "resamples": 10, "num_examples": 1},
         }
         run.mkdir()
@@ -117,7 +117,7 @@ def training(tiny_index, tmp_path) -> Iterator[Callable[..., Started]]:
 
 
 def test_a_stopped_rank_is_named_and_none_stays(training):
-    ranks = training()
+    ranks = training(hang_s=HANG_S)
     ranks.start_ranks(2)
     ranks.wait_until(lambda: ranks.place(1)[1] > 3)
     stopped = ranks.processes[1]
@@ -137,11 +137,11 @@ def test_a_stopped_rank_is_named_and_none_stays(training):
 def test_a_signal_to_one_rank_ends_the_evaluation_of_all(training):
     ranks = training(evaluate_every=1)
     ranks.start_ranks(2)
-    ranks.wait_until(lambda: ranks.place(1) == ("evaluate", 2), poll_s=0.001)
+    ranks.wait_until(lambda: ranks.place(1) == ("evaluate", 1), poll_s=0.001)
     ranks.processes[1].send_signal(signal.SIGUSR1)
     assert ranks.codes() == [REQUEUE, REQUEUE], ranks.told()
     (*_, last) = list_steps(ranks.run)
-    assert last == 2 and read_state(checkpoint_path(ranks.run, last))[0].owes_evaluation
+    assert last == 1 and read_state(checkpoint_path(ranks.run, last))[0].owes_evaluation
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ raise SystemExit(run_command(train.main))
 
 
 def test_a_second_signal_while_saving_leaves_what_was_saved(training, tmp_path):
-    ranks = training(save_every=1, hang_s=0)
+    ranks = training(save_every=1)
     flag = tmp_path / "slow"
     ranks.command = ["-c", SLOW_DISK, str(flag), *ranks.command[1:]]
     process = ranks.start(sys.executable)

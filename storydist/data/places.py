@@ -86,9 +86,9 @@ class Places:
         if self._announced == (epoch, block):
             return
         self._announced = (epoch, block)
-        coming = list(order.shards_of(block))
-        if block + 1 < order.num_blocks:
-            coming += list(order.shards_of(block + 1))
+        last = block + 1 == order.num_blocks
+        following = self.order.epoch(epoch + 1).shards_of(0) if last else order.shards_of(block + 1)
+        coming = dict.fromkeys([*order.shards_of(block).tolist(), *following.tolist()])
         self.index.prefetch_shards([int(self.shards[row]) for row in coming])
 
 

@@ -75,10 +75,14 @@ class IndexInfo(_Record):
     the set. `height`, `width` are None when frames are "original". `tag_vocabulary[id]` is (kind, value): ids 0 and 1
     are padding and unknown, then the train split's tags, most frequent first. `files`: SHA-256 of the tables and of the
     tokenizer's files. `options`: what shaped the bytes. `skipped`: stories left out, by reason.
+
+    `kind` "members": tars of any other content, indexed by shards/index.py. There `num_frames` counts image members, no
+    score is known, and there is no tokenizer, vocabulary or tag.
     """
 
     schema_version: int
     fingerprint: str
+    kind: Literal["stories", "members"] = "stories"
     frames: Literal["original", "jpeg", "raw"]
     height: int | None
     width: int | None

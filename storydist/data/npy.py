@@ -4,6 +4,7 @@ Only C-ordered arrays of the plain dtypes in `DTYPES` exist here; in particular 
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -32,6 +33,17 @@ def from_npy(data: bytes | memoryview, dtype: str, shape: Sequence[int | None]) 
 
     Raises ValueError when the header, dtype, shape or number of bytes is not as needed.
     """
+    found_shape, start = npy_shape(data, len(data), dtype, shape)
+    return np.frombuffer(data[start:], dtype=dtype).reshape(found_shape)
+
+
+def npy_shape(
+    data: bytes | memoryview, size: int, dtype: str, shape: Sequence[int | None]
+) -> tuple[tuple[int, ...], int]:
+    """(shape, offset of the values) of a .npy file of `size` bytes, of which `data` holds at least the header.
+
+    Raises ValueError as `from_npy`.
+    """
     start = len(_PREFIX) + 2
     if bytes(data[: len(_PREFIX)]) != _PREFIX:
         raise ValueError("not a .npy file of format 1.0")
@@ -44,7 +56,6 @@ def from_npy(data: bytes | memoryview, dtype: str, shape: Sequence[int | None]) 
     if match[1].decode() != dtype or not fits:
         wanted = "x".join("?" if size is None else str(size) for size in shape)
         raise ValueError(f"holds {match[1].decode()} {found_shape}, needed {dtype} {wanted}")
-    payload = data[end:]
-    if len(payload) != int(np.prod(found_shape, dtype=np.int64)) * np.dtype(dtype).itemsize:
-        raise ValueError(f"holds {len(payload)} bytes, which is not {dtype} {found_shape}")
-    return np.frombuffer(payload, dtype=dtype).reshape(found_shape)
+    if size - end != math.prod(found_shape) * np.dtype(dtype).itemsize:
+        raise ValueError(f"holds {size - end} bytes, which is not {dtype} {found_shape}")
+    return found_shape, end

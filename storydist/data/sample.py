@@ -178,7 +178,7 @@ def _array(
 def _json(key: str, members: Mapping[str, bytes | memoryview], suffix: str) -> Any:
     try:
         return json.loads(bytes(_member(key, members, suffix)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets nested a thousand deep
         raise ValueError(f"sample {key}, member {suffix}: {error}") from None
 
 

@@ -93,7 +93,7 @@ def walk(read: Callable[[int, int], bytes], size_bytes: int, tar: str) -> Iterat
             offset = payload + size + -size % BLOCK_BYTES
         if extension is not None:
             raise ValueError("the archive ends between an extended header and the member that it belongs to")
-        _check_end(read, offset, size_bytes)
+        _check_end(read, offset + BLOCK_BYTES, size_bytes)
     except ValueError as error:
         raise ValueError(f"{tar}: at offset {offset}: {error}") from None
 
@@ -206,7 +206,8 @@ def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _check_end(read: Callable[[int, int], bytes], offset: int, size_bytes: int) -> None:
-    if size_bytes - offset < 2 * BLOCK_BYTES:
+    """Raises ValueError unless zeros follow, at least a block of them; `offset` is where the first block ended."""
+    if size_bytes - offset < BLOCK_BYTES:
         raise ValueError("one block of zeros, needed two to end the archive: the tar is cut short")
     while offset < size_bytes:
         chunk = read(min(_TAIL_BYTES, size_bytes - offset), offset)

@@ -78,8 +78,11 @@ def walk(read: Callable[[int, int], bytes], size_bytes: int, tar: str) -> Iterat
                 offset = payload + size + -size % BLOCK_BYTES
                 continue
             raw_name, sparse = short_name.partition(b"\0")[0], False
-            if prefix[0] and magic == b"ustar\0":  # GNU's own format has other things there
-                raw_name = prefix.partition(b"\0")[0] + b"/" + raw_name
+            if magic == b"ustar\0":
+                if prefix[0]:
+                    raw_name = prefix.partition(b"\0")[0] + b"/" + raw_name
+            elif magic != b"ustar " and (prefix[0] or magic.strip(b"\0")):  # GNU has other things there, V7 nothing
+                raise ValueError(f"the header's format is {magic!r}, which is neither USTAR nor GNU")
             if extension is not None:
                 raw_name, size, sparse = extension.over(raw_name, size)
                 extension = None
@@ -185,9 +188,9 @@ def _extended(extension: _Extension | None, kind: bytes, data: bytes) -> _Extens
                 extension.set_size(value)
             extension.sparse |= key.startswith(b"GNU.sparse.")
     elif kind == b"L":
-        name, _, rest = data.partition(b"\0")
-        if rest.strip(b"\0"):
-            raise ValueError(f"the long name {_shown(name)} goes on after a NUL: {_shown(rest)}")
+        name, end, rest = data.partition(b"\0")
+        if not end or rest.strip(b"\0"):
+            raise ValueError(f"the long name {_shown(data)} does not end with its first NUL")
         extension.set_name(name)
     return extension
 
@@ -220,8 +223,8 @@ def _check_end(read: Callable[[int, int], bytes], offset: int, size_bytes: int) 
 
 
 def _octal(field: bytes) -> int | None:
-    """A number in octal digits between blanks and NULs; an empty field is 0. None: anything else."""
-    digits = field.strip(b"\0 ")
+    """A number in octal digits, blanks before and blanks and NULs behind; an empty field is 0. None: anything else."""
+    digits = field.rstrip(b"\0 ").lstrip(b" ")
     try:
         return int(digits, 8) if digits.isdigit() else None if digits else 0
     except ValueError:  # an 8 or a 9

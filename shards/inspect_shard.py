@@ -130,7 +130,7 @@ class Inspector:
     def _differences(self, sample: Sample, number: int) -> Iterator[str]:
         """A story beside its row of the index. Stories packed by others may say less of themselves."""
         row, meta, split = self.index.stories[number], sample.meta, self._split_of(number)
-        score = np.float32(np.nan if sample.score is None else sample.score)
+        score = np.float32(np.nan if meta.get("score") is None else meta["score"])
         if meta["story_id"] != self.index.story_id(number):
             yield f"is story {meta['story_id']}, the index says {self.index.story_id(number)}"
         own_key = self.index.info.options.get("made_by") == MADE_BY or sample.key.startswith(f"{split}-")

@@ -82,6 +82,12 @@ class StoryScanner:
 
     def _decode(self, sample: FoundSample) -> Sample:
         """The story without its pixels: checked as a reader will check it, its frames counted."""
+        missing = lacking(sample)
+        if missing:
+            raise ValueError(
+                f"has no {', '.join(missing)}, but the samples before it are stories of ours; if it is none, move it "
+                "elsewhere, or index all as plain members (--members)"
+            )
         images = {suffix: b"" for suffix in sample.members if suffix.endswith((".jpg", ".png"))}
         if _RAW in sample.members:
             images = {f"{number:03d}.jpg": b"" for number in range(self._raw_shape(sample)[0])}

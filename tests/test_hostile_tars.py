@@ -75,8 +75,8 @@ def test_names(tmp_path, name):
 @pytest.mark.parametrize("name", ["/etc/x.jpg", "../x.jpg", "a/../b.jpg", "a\0b.jpg", "a\\b.jpg", "a\tb.jpg", ""])
 def test_names_in_extended_headers(tmp_path, name):
     """The long name is what counts, however harmless the short one looks."""
-    assert f"offset {len(GOOD)}" in refused(tmp_path, GOOD + pax({"path": name}) + member("b.jpg") + END) or name
-    refused(tmp_path, GOOD + member("././@LongLink", name.encode() + b"\0", b"L") + member("b.jpg") + END)
+    for long_name in (pax({"path": name}), member("././@LongLink", name.encode() + b"\0", b"L")):
+        assert "b.jpg'" not in refused(tmp_path, GOOD + long_name + member("b.jpg") + END).replace(repr(name), "")
 
 
 def test_names_that_are_no_text_or_a_folders(tmp_path):
@@ -98,7 +98,7 @@ def test_two_names_for_one_member(tmp_path):
 RECORDS = (
     b"x", b"12 path=a.jpg\n", b"15 path=a.jpg\n", b"14 path=a.jpgX", b"14 path:a.jpg\n", b"0 path=a\n", b"-1 path=a\n",
     b"99999999999999999999 path=a\n", b"14 path=a.jpg\n\0", b"9 size=x\n", b"10 size=-1\n", b"8 size=\n",
-    b"29 size=" + b"1" * 20 + b"\n", b"9 size=1\n9 size=1\n",
+    b"30 size=" + b"1" * 21 + b"\n", b"9 size=1\n9 size=1\n",
 )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ DAMAGED = {
     "another tar behind": (GOOD + END + GOOD + END, "another one was appended"),
     "checksum": (GOOD + b"B" + member("b.jpg")[1:] + END, "its bytes add up to"),
     "no header": (GOOD + b"\1" * 512 + END, "checksum is b'\\x01"),
-    "no member for an extended header": (GOOD + pax({"path": "b.jpg"}) + END, "between an extended header and the member"),
+    "no member for an extended header": (GOOD + pax({"path": "b.jpg"}) + END, "ends between an extended header and"),
     "no tar": (b"<html>404 Not Found</html>" * 40, "this is no tar: it begins with b'<html>404"),
     "a short file": (b"404", "3 bytes before the file's end"),
     "gzip": (b"\x1f\x8b\x08" + bytes(range(255)) * 4, "compressed, so nothing can be read by offset; unpack it first"),
@@ -246,7 +246,7 @@ def hostile_story(tmp_path: Path, source, **members: bytes) -> str:
 
 
 OBJECTS = b"{'descr': '|O', 'fortran_order': False, 'shape': (1, 3), }\n"
-FRAMES = to_npy(np.zeros((4, 1, 1, 3), np.uint8)).replace(b"(4, 1, 1, 3), }        ", b"(4, 9999, 9999999, 3), }")
+FRAMES = to_npy(np.zeros((4, 1, 1, 3), np.uint8)).replace(b"(4, 1, 1, 3), }         ", b"(4, 9999, 9999999, 3), }")
 STORIES = {
     "json is a bomb": ({"json": b"[" * 100_000}, "member json: "),
     "json is no object": ({"json": b"[]"}, "needed an object"),

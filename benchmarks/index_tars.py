@@ -3,8 +3,8 @@
     python benchmarks/index_tars.py [--rounds 7] [--members 8000] [--size 23000] [--json FILE]
 
 Four tars of samples (12 images and a json each) are written first; payloads are random bytes, which a checksum cannot
-tell from JPEG. Contestants take turns within a round, so that a change of the machine's speed meets all of them; figures
-are CPU seconds of this process, ratios are taken within a round. The tars are in the page cache.
+tell from JPEG. Contestants take turns within a round, so that a change of the machine's speed meets all of them. CPU
+seconds of this process; ratios are taken within a round. The tars are in the page cache.
 """
 
 import argparse

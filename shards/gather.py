@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shards.grouping import MAX_SUFFIXES
 from shards.merge import write_rows
 from shards.plan import SPLIT_NAME, in_split_order
 from shards.recover import StoryFacts, merged_facts
@@ -48,6 +49,7 @@ def write_members(root: Path, tars: Sequence[ScannedTar], splits: Mapping[str, s
         "files": {},
         "options": {"made_by": MADE_BY, "ids": ids},
     }
+    _withdraw(root, rows)
     return _write(root, rows, splits, 0, described)
 
 
@@ -77,6 +79,7 @@ def write_stories(
         "tokenizer": given.name,
         "options": {"made_by": MADE_BY},
     }
+    _withdraw(root, rows)
     if given.save:
         given.wordpieces.save(root / "tokenizer")
     described["files"] = {f"tokenizer/{FILE_NAME}": sha256_file(root / "tokenizer" / FILE_NAME)}
@@ -97,14 +100,21 @@ def _write(
 ) -> IndexInfo:
     placed = [replace(row, split=splits[row.name]) for row in rows]
     ordered = [row for split in in_split_order(set(splits.values())) for row in placed if row.split == split]
-    _check_ids([story_id for row in rows for story_id in row.story_ids])
-    (root / "index.json").unlink(missing_ok=True)  # from here to the end the folder is no shard set
     return write_rows(root, ordered, vocabulary_size, {**described, "skipped": {}})
 
 
-def _check_ids(ids: Sequence[str]) -> None:
-    """Raises ValueError when a few very long ids would blow up their table, which has one width."""
+def _withdraw(root: Path, rows: Sequence[ShardRows]) -> None:
+    """Takes the earlier index away, once nothing can keep the new one from being written but the disk.
+
+    Raises ValueError when there are more suffixes than the index can number, or when a few very long ids would blow up
+    their table, whose rows all have the same width.
+    """
+    num_suffixes = len({suffix for row in rows for suffix in row.suffixes})
+    if num_suffixes > MAX_SUFFIXES:
+        raise ValueError(f"{root}: the tars have {num_suffixes} different suffixes, at most {MAX_SUFFIXES} are indexed")
+    ids = [story_id for row in rows for story_id in row.story_ids]
     sizes = [len(story_id.encode()) for story_id in ids]
     if max(sizes) * len(sizes) > 16 * sum(sizes) + _SPARE_ID_BYTES:
         longest = ids[sizes.index(max(sizes))]
-        raise ValueError(f"the id {longest[:80]!r}... has {max(sizes)} bytes, the others hardly any; shorten it")
+        raise ValueError(f"the id {longest[:80]!r}... has {max(sizes)} bytes, the others far fewer; shorten it")
+    (root / "index.json").unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from storydist.data.tar import TarMember
 
 MAX_MEMBERS = 65_535  # of a sample: the index counts them in 16 bits
+MAX_SUFFIXES = 65_535  # different ones of a set: the index numbers them in 16 bits
 _META = re.compile(r"__[^/]*__(/|$)")  # WebDataset's own place for what belongs to no sample
 
 

@@ -18,7 +18,6 @@ from storydist.data.index import IndexInfo, write_index
 from storydist.data.text import FILE_NAME, Wordpieces
 
 SKIPPED_FILE = "skipped.csv"
-MAX_SUFFIXES = 65_535  # of a set: the index numbers them in 16 bits
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,6 @@ def _tables(shards: Sequence[ShardRows]) -> tuple[np.ndarray, np.ndarray, list[s
         story_rows, member_rows = shard.stories.copy(), shard.members.copy()
         story_rows["shard"] = number
         story_rows["first_member"] += num_members
-        if len(suffixes | dict.fromkeys(shard.suffixes)) > MAX_SUFFIXES:
-            raise ValueError(f"the shards up to {shard.name} have more than {MAX_SUFFIXES} different suffixes")
         places = np.array([suffixes.setdefault(suffix, len(suffixes)) for suffix in shard.suffixes], np.uint16)
         member_rows["suffix"] = places[member_rows["suffix"]]
         num_members += len(member_rows)

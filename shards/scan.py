@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 from isal import isal_zlib
 
-from shards.grouping import FoundSample, samples
-from shards.merge import MAX_SUFFIXES
+from shards.grouping import MAX_SUFFIXES, FoundSample, samples
 from shards.recover import StoryFacts, StoryScanner, lacking
 from shards.rows import GrowingRows, ShardRows
+from storydist.data.files import naming
 from storydist.data.tar import TarMember, walk
 from storydist.data.text import Wordpieces
 
@@ -103,7 +103,7 @@ class Scanner:
         """
         path = self.root / name
         litter: list[str] = []
-        with open(path, "rb", buffering=0) as file:
+        with naming(path), open(path, "rb", buffering=0) as file:
             hashed = HashedFile(file, path)
             members = walk(hashed.read, hashed.size_bytes, str(path))
             found = samples(((member, hashed.crc32(member)) for member in members), str(path), litter)

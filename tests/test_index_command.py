@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import webdataset
 
-from shards import grouping, index, merge
+from shards import grouping, index
 from shards.scan import HashedFile
 from storydist.data import index as index_room
 from storydist.data.index import MEMBER_DTYPE, STORY_DTYPE, TABLES, ShardIndex, read_info
@@ -222,7 +223,7 @@ def test_members_that_make_no_samples(tmp_path, case):
 
 def test_more_than_the_index_can_count(tmp_path, monkeypatch):
     assert np.iinfo(STORY_DTYPE["num_members"]).max == grouping.MAX_MEMBERS
-    assert np.iinfo(MEMBER_DTYPE["suffix"]).max == merge.MAX_SUFFIXES
+    assert np.iinfo(MEMBER_DTYPE["suffix"]).max == grouping.MAX_SUFFIXES
     monkeypatch.setattr(grouping, "MAX_MEMBERS", 3)
     write_tar(tmp_path / "a" / "x.tar", [(f"img.{number:03d}.jpg", b"") for number in range(4)])
     assert "sample 'img' has more than 3 members, the next is at offset 2048; a key ends" in refused(tmp_path / "a")
@@ -230,9 +231,18 @@ def test_more_than_the_index_can_count(tmp_path, monkeypatch):
     write_tar(tmp_path / "b" / "x.tar", SAMPLE)
     assert "at offset 3072: more than 2 different suffixes, the latest of sample 'b'" in refused(tmp_path / "b")
     monkeypatch.setattr("shards.scan.MAX_SUFFIXES", 3)
-    monkeypatch.setattr(merge, "MAX_SUFFIXES", 3)
+    monkeypatch.setattr("shards.gather.MAX_SUFFIXES", 3)
     write_tar(tmp_path / "b" / "y.tar", [("c.txt", b"")])
-    assert "the shards up to y.tar have more than 3 different suffixes" in refused(tmp_path / "b")
+    assert "the tars have 4 different suffixes, at most 3 are indexed" in refused(tmp_path / "b")
+
+
+def test_one_long_name_cannot_blow_up_the_table_of_ids(tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.gather._SPARE_ID_BYTES", 0)
+    write_tar(tmp_path / "x.tar", [(f"{number}.jpg", b"") for number in range(100)])
+    run(tmp_path)
+    write_tar(tmp_path / "y.tar", [("y" * 4000 + ".jpg", b"")], tarfile.GNU_FORMAT)
+    assert "has 4000 bytes, the others far fewer; shorten it" in refused(tmp_path, "--overwrite")
+    assert (tmp_path / "index.json").exists(), "the earlier index stays"
 
 
 def test_folders_that_hold_no_set(tmp_path):

@@ -8,7 +8,8 @@
     tokenizer/             see storydist/data/text.py
     train-000000.tar ...   see storydist/data/sample.py
 
-The tables are memory-mapped: opening costs the same for a hundred stories as for ten million.
+The tables are memory-mapped: opening costs the same for a hundred stories as for ten million. Layout and rules:
+docs/shard_format.md.
 """
 
 import hashlib

@@ -28,6 +28,7 @@ MAX_TAG_ID = 1_000_000  # the vocabulary is a list, with a place for every id be
 _RAW, _FIRST_IMAGES = "frames.npy", ("000.jpg", "000.png")
 _NPY_HEADER_BYTES = 4096
 _LAST_KIND = len(TAG_KINDS) - 1
+_MAX_SCORE = float(np.finfo(np.float32).max)
 
 
 @dataclass
@@ -35,8 +36,9 @@ class StoryFacts:
     """What the stories of one tar say beyond their rows.
 
     `split`: the same for all, None if none says any. `tags`: (kind, value) by id, where the words are there too;
-    `max_tag`: the highest id. `sizes`: (height, width) of the frames; `raw`: frames are arrays, not images; `resized`:
-    a story's first image has another size than the story gives for its source, and none is PNG.
+    `max_tag`: the highest id. `raw`: frames are arrays, not images. `sizes`: (height, width) of the arrays, or of each
+    story's first image; `resized`: such an image has another size than its story gives for the source; `png`: one of
+    the images is PNG.
     """
 
     split: str | None = None
@@ -105,8 +107,8 @@ class StoryScanner:
             shape, _ = npy_shape(header, size, "|u1", (None, None, None, 3))
         except ValueError as error:
             raise ValueError(f"member {_RAW}: {error}") from None
-        if shape[0] > MAX_FRAMES:
-            raise ValueError(f"{shape[0]} frames, at most {MAX_FRAMES} are indexed")
+        if shape[0] > MAX_FRAMES or 0 in shape:
+            raise ValueError(f"member {_RAW}: is {shape}, needed 1 to {MAX_FRAMES} frames and at least a pixel")
         return shape
 
     def _load(self, sample: FoundSample, suffix: str) -> bytes:
@@ -123,9 +125,10 @@ class StoryScanner:
         texts = story.meta.get("texts")
         if len(self.rows) or not isinstance(texts, list):
             return  # one story of a tar is compared word by word, which finds another tokenizer of the same size
-        if not all(isinstance(text, str) for text in texts) or not np.array_equal(
-            self.wordpieces.encode(texts)[0], found
-        ):
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("member json gives texts that are no texts")
+        flat, lengths = self.wordpieces.encode(texts)
+        if not np.array_equal(flat, found) or not np.array_equal(lengths, story.lengths):
             raise ValueError(f"its wordpieces are not those that the tokenizer makes of its texts; {advice}")
 
     def _take_split(self, meta: dict[str, Any]) -> None:
@@ -133,7 +136,7 @@ class StoryScanner:
         if split is not None and not isinstance(split, str):
             raise ValueError(f"member json gives the split {split!r}, needed a name")
         if len(self.rows) and split != self.facts.split:
-            raise ValueError(f"is of split {split}, the stories before it of {self.facts.split}; a tar holds one split")
+            raise ValueError(f"is of split {split!r}, those before it of {self.facts.split!r}; a tar holds one split")
         self.facts.split = split
 
     def _look_at_frames(self, sample: FoundSample, story: Sample) -> None:
@@ -168,7 +171,7 @@ def _score(meta: dict[str, Any]) -> float | None:
     score = meta.get("score")
     if score is None:
         return None
-    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < np.finfo(np.float32).max:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < _MAX_SCORE:
         raise ValueError(f"member json gives the score {str(score)[:80]}, needed a number or null")
     return float(score)
 

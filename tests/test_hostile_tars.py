@@ -255,6 +255,8 @@ STORIES = {
     "a lone surrogate": ({"json": b'{"story_id": "\\ud800"}'}, "surrogates not allowed"),
     "score is a text": ({"json": b'{"story_id": "a", "score": "9"}'}, "needed a number or null"),
     "score is infinite": ({"json": b'{"story_id": "a", "score": 1e999}'}, "needed a number or null"),
+    "score has 400 digits": ({"json": b'{"story_id": "a", "score": 1' + b"0" * 400 + b"}"}, "needed a number or null"),
+    "frames without pixels": ({"frames_npy": to_npy(np.zeros((4, 0, 9, 3), np.uint8))}, "at least a pixel"),
     "split is a number": ({"json": b'{"story_id": "a", "split": 3}'}, "needed a name"),
     "a tag id of two billion": ({"tags_npy": to_npy(np.array([[0, 2**31 - 1, 1]], np.int32))}, "column tag"),
     "a negative frame": ({"tags_npy": to_npy(np.array([[-2, 2, 1]], np.int32))}, "column frame"),

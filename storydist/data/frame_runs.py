@@ -12,7 +12,7 @@ from storydist.data.batch import FrameRun
 from storydist.data.decode import BadImage, decode_exact, decode_scaled
 from storydist.data.index import ShardIndex
 from storydist.data.memory import FrameMemory
-from storydist.data.npy import read_header
+from storydist.data.npy import npy_shape
 from storydist.data.reader import BadSample, Located, Member, ShardReader
 from storydist.data.sample import IMAGE_SUFFIX, TEXT_SUFFIXES, SampleArrays, decode_arrays
 from storydist.data.settings import DataConfig
@@ -160,11 +160,10 @@ class SampleReader:
         return self._slices(located, scratch, begin, raw, len(pixels)), begin + before
 
     def _check_header(self, located: Located, raw: Member, header: memoryview) -> None:
-        wanted = ("|u1", (located.num_frames, *self.size, 3), len(header))
         try:
-            found = read_header(header)
-            if found != wanted:
-                raise ValueError(f"holds {found[0]} {found[1]}, needed {wanted[0]} {wanted[1]}")
+            _, start = npy_shape(header, raw.size, "|u1", (located.num_frames, *self.size, 3))
+            if start != len(header):
+                raise ValueError(f"its values begin at {start}, needed {len(header)}")
         except ValueError as error:
             raise self.shards.bad(located, f"member {RAW!r} at offset {raw.offset}: {error}") from error
 

@@ -36,7 +36,7 @@ MODEL, EMA, OPTIMIZER, STATE, MANIFEST = (
 )
 # May differ between a checkpoint and the run that resumes it: where, when and how fast, which changes rounding at most.
 FREE_KEYS = (
-    *("run.", "checkpoint.", "data.shards", "data.threads", "data.prefetch", "data.verify"),
+    *("run.", "checkpoint.", "data.shards", "data.threads", "data.prefetch", "data.verify", "data.cache"),
     *("train.threads", "train.device", "train.log_every", "train.save_every", "train.evaluate_every"),
 )
 

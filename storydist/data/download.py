@@ -1,8 +1,8 @@
 """Reads files at an address through fsspec: in ranges, each tried several times, the whole checked by its hash.
 
 Three kinds of failure. One that may pass (a dropped connection, a timeout, a short answer, 408, 425, 429, 5xx) is tried
-again after a growing pause. One that will not (404, 403, a wrong key or certificate) is told at once. Other content than
-the index promises is told too, after a second download where the first had gone on from an older beginning.
+again after a growing pause. One that will not (404, 403, a wrong certificate) is told at once. Content that is not what
+the index promises is told too, after a second download if the first had gone on from an older beginning.
 """
 
 import hashlib
@@ -44,7 +44,9 @@ T = TypeVar("T")
 
 
 class PassingError(OSError):
-    """A failure that may be gone at the next try."""
+    """A failure that may be gone at the next try. `answered`: the server refused, rather than the line failed."""
+
+    answered = False
 
 
 class Source:
@@ -115,10 +117,10 @@ class Source:
 
     def _ranges(self, name: str, start: int, size_bytes: int) -> Iterator[bytes]:
         """The bytes of a file from `start` on."""
-        file, tries = None, 0
+        file, tries, drops = None, 0, 0
         while start < size_bytes:
-            # Each failure halves the range: a link that drops every few megabytes still gets on.
-            stop = min(size_bytes, start + (RANGE_BYTES >> tries))
+            # Each drop halves the range: a line that fails every few megabytes still gets on.
+            stop = min(size_bytes, start + (RANGE_BYTES >> drops))
             try:
                 with self._told(name):
                     file = file or self._open(name, block_size=RANGE_BYTES, cache_type="none", size=size_bytes)
@@ -127,11 +129,11 @@ class Source:
                     if len(block) != stop - start:
                         raise EOFError(f"{len(block)} bytes came of {stop - start} at offset {start}")
             except PassingError as error:
-                file, tries = None, tries + 1
+                file, tries, drops = None, tries + 1, drops + (not error.answered)
                 _pause(error, tries)
                 continue
             self._count(block)
-            start, tries = stop, 0
+            start, tries, drops = stop, 0, 0
             yield block
 
     def _in_one_stream(self, name: str, out: BinaryIO, size_bytes: int) -> str:
@@ -233,7 +235,7 @@ def _http_options() -> dict[str, Any]:
 
 
 def _driver_errors() -> tuple[type[Exception], ...]:
-    loaded = [(sys.modules[module], names) for module, names in DRIVER_ERRORS.items() if module in sys.modules]
+    loaded = [(sys.modules[module], names) for module, names in DRIVER_ERRORS.items() if sys.modules.get(module)]
     return (OSError, EOFError, *(getattr(module, name) for module, names in loaded for name in names))
 
 
@@ -245,10 +247,12 @@ def _judged(error: Exception, address: str) -> OSError:
     if status in (401, 403) or isinstance(cause, PermissionError) or "Credentials" in type(cause).__name__:
         return PermissionError(f"{address}: access is refused ({seen}); see the credentials in docs/storage.md")
     if status in (404, 410) or isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return FileNotFoundError(f"{address}: there is no such file ({seen})")
+        return FileNotFoundError(f"{address}: there is no such file")
     if isinstance(cause, ValueError) or (status and 400 <= status < 500 and status not in PASSING_STATUS):
         return OSError(f"{address}: {seen}")
-    return PassingError(f"{address}: {seen}")
+    passing = PassingError(f"{address}: {seen}")
+    passing.answered = status is not None
+    return passing
 
 
 def _status(error: BaseException) -> int | None:

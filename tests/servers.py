@@ -163,7 +163,9 @@ def wait_until(true: Callable[[], bool]) -> None:
 def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process that runs `code` with `sys.argv[1:]`, from the root of the checkout."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def output(process: subprocess.Popen[str]) -> str:

@@ -37,6 +37,7 @@ DRIVER_ERRORS = {
     "google.auth.exceptions": ("GoogleAuthError",),
     "googleapiclient.errors": ("HttpError",),
     "httpx": ("HTTPError",),
+    "httpx2": ("HTTPError",),
 }
 _log = logging.getLogger(__name__)
 _jitter = random.Random()  # its own: pauses take no part in a run's randomness
@@ -180,6 +181,8 @@ class Source:
     def _driver(self, name: str) -> tuple[Any, str]:
         """fsspec's driver, which it keeps for each process itself, and the path that this driver wants."""
         options: dict[str, Any] = {}
+        if self.protocol == "gdrive" and "token" not in conf.get("gdrive", {}):
+            raise PermissionError("no FSSPEC_GDRIVE_TOKEN, and a rank cannot log in with a browser")
         try:
             if self.protocol in ("http", "https"):
                 options = _http_options()
@@ -244,11 +247,18 @@ def _judged(error: Exception, address: str) -> OSError:
     cause = error.__cause__ if isinstance(error.__cause__, _driver_errors()) else error
     status = _status(cause)
     seen = f"HTTP status {status}" if status else f"{type(cause).__name__}: {cause}".rstrip(": ")
-    if status in (401, 403) or isinstance(cause, PermissionError) or "Credentials" in type(cause).__name__:
+    throttled = status == 403 and "ratelimit" in str(cause).lower()  # what Google Drive answers instead of 429
+    if (
+        (status in (401, 403) and not throttled)
+        or isinstance(cause, PermissionError)
+        or "Credentials" in type(cause).__name__
+    ):
         return PermissionError(f"{address}: access is refused ({seen}); see the credentials in docs/storage.md")
     if status in (404, 410) or isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return FileNotFoundError(f"{address}: there is no such file")
-    if isinstance(cause, ValueError) or (status and 400 <= status < 500 and status not in PASSING_STATUS):
+    if isinstance(cause, ValueError) or (
+        status and 400 <= status < 500 and status not in PASSING_STATUS and not throttled
+    ):
         return OSError(f"{address}: {seen}")
     passing = PassingError(f"{address}: {seen}")
     passing.answered = status is not None

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 CONFIG = """
@@ -173,27 +171,3 @@ def output(process: subprocess.Popen[str]) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """The folder that `nginx` serves."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def nginx(tmp_path: Path, files: Path):
-    if NGINX is None:
-        pytest.skip("nginx is not installed (apt-get install nginx-light)")
-    server = Nginx(tmp_path / "nginx", files)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses of milliseconds, and small ranges, so that a file of a megabyte has many."""
-    for name, value in {"FIRST_PAUSE_S": 0.01, "LONGEST_PAUSE_S": 0.05, "RANGE_BYTES": 1 << 16}.items():
-        monkeypatch.setattr(f"storydist.data.download.{name}", value)

@@ -10,7 +10,7 @@ import pytest
 
 from storydist.data import download
 from storydist.data.download import Source
-from tests.servers import FailingLine, files, nginx, output, quick, start_python  # noqa: F401  (fixtures)
+from tests.servers import FailingLine, output, start_python
 
 CONTENT = random.Random(1).randbytes(1_000_003)
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
-def served(files):  # noqa: F811
+def served(files):
     (files / "x.tar").write_bytes(CONTENT)
     return files
 
@@ -31,7 +31,7 @@ def fetch(url: str, path: Path, content: bytes = CONTENT) -> Source:
     return source
 
 
-def test_each_range_once(served, nginx, tmp_path):  # noqa: F811
+def test_each_range_once(served, nginx, tmp_path):
     source = fetch(nginx.url, tmp_path / "x")
     asked = nginx.downloads("x.tar")
     assert [r.byte_range for r in asked] == [(n, min(n + 65535, 1_000_002)) for n in range(0, 1_000_003, 65536)]
@@ -39,7 +39,7 @@ def test_each_range_once(served, nginx, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("allowed", [0, 100, 40_000, 300_000])
-def test_dropped_connections(served, nginx, tmp_path, allowed):  # noqa: F811
+def test_dropped_connections(served, nginx, tmp_path, allowed):
     """The first five connections are cut, at their beginning, in the headers, in a range, after several ranges."""
     line = FailingLine(nginx.port, lambda n: allowed if n < 5 else None)
     fetch(line.url, tmp_path / "x")
@@ -47,14 +47,14 @@ def test_dropped_connections(served, nginx, tmp_path, allowed):  # noqa: F811
     line.stop()
 
 
-def test_a_line_that_always_drops_within_a_range_still_gets_on(served, nginx, tmp_path, monkeypatch):  # noqa: F811
+def test_a_line_that_always_drops_within_a_range_still_gets_on(served, nginx, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "RANGE_BYTES", 1 << 20)
     line = FailingLine(nginx.port, lambda n: 200_000)
     fetch(line.url, tmp_path / "x")
     line.stop()
 
 
-def test_the_last_try_tells_what_was_seen_and_how_often(served, nginx, tmp_path):  # noqa: F811
+def test_the_last_try_tells_what_was_seen_and_how_often(served, nginx, tmp_path):
     line = FailingLine(nginx.port, lambda n: 20)
     with pytest.raises(OSError, match=rf"^{line.url}/x\.tar: \w+: .+; given up after 8 tries$"):
         fetch(line.url, tmp_path / "x")
@@ -62,7 +62,7 @@ def test_the_last_try_tells_what_was_seen_and_how_often(served, nginx, tmp_path)
     line.stop()
 
 
-def test_a_silent_server_times_out(served, nginx, tmp_path, monkeypatch):  # noqa: F811
+def test_a_silent_server_times_out(served, nginx, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "SILENCE_S", 0.1)
     line = FailingLine(nginx.port, lambda n: -1 if n < 2 else None)
     fetch(line.url, tmp_path / "x")
@@ -70,14 +70,14 @@ def test_a_silent_server_times_out(served, nginx, tmp_path, monkeypatch):  # noq
     line.stop()
 
 
-def test_a_crowded_server_is_asked_again(served, nginx, tmp_path):  # noqa: F811
+def test_a_crowded_server_is_asked_again(served, nginx, tmp_path):
     """nginx lets 20 requests a second through and answers 503 to the others."""
     fetch(f"{nginx.url}/crowded", tmp_path / "x")
     statuses = [r.status for r in nginx.downloads("x.tar")]
     assert statuses.count(206) == 16 and statuses.count(503) > 0 and len(statuses) == 16 + statuses.count(503)
 
 
-def test_a_server_that_stays_away(served, nginx, tmp_path):  # noqa: F811
+def test_a_server_that_stays_away(served, nginx, tmp_path):
     with pytest.raises(OSError, match=r"/away/x\.tar: HTTP status 503; given up after 8 tries"):
         fetch(f"{nginx.url}/away", tmp_path / "x")
     assert len(nginx.downloads("x.tar")) == 8
@@ -90,7 +90,7 @@ def test_a_server_that_stays_away(served, nginx, tmp_path):  # noqa: F811
         ("secret", PermissionError, r"/secret/x\.tar: access is refused \(HTTP status 403\)"),
     ],
 )
-def test_what_will_not_pass_is_not_tried_again(served, nginx, tmp_path, place, error, words):  # noqa: F811
+def test_what_will_not_pass_is_not_tried_again(served, nginx, tmp_path, place, error, words):
     source = Source(f"{nginx.url}/{place}")
     with pytest.raises(error, match=words):
         source.download("x.tar", tmp_path / "x", len(CONTENT), SHA)
@@ -101,7 +101,7 @@ def test_what_will_not_pass_is_not_tried_again(served, nginx, tmp_path, place, e
     assert len(nginx.requests()) == 4, "a size is asked for by HEAD, then by GET"
 
 
-def test_a_size_is_tried_again_too(served, nginx):  # noqa: F811
+def test_a_size_is_tried_again_too(served, nginx):
     with pytest.raises(OSError, match="HTTP status 503; given up after 8 tries"):
         Source(f"{nginx.url}/away").size("x.tar")
     line = FailingLine(nginx.port, lambda n: 0 if n < 4 else None)
@@ -109,7 +109,7 @@ def test_a_size_is_tried_again_too(served, nginx):  # noqa: F811
     line.stop()
 
 
-def test_a_server_without_ranges(served, nginx, tmp_path, monkeypatch):  # noqa: F811
+def test_a_server_without_ranges(served, nginx, tmp_path, monkeypatch):
     fetch(f"{nginx.url}/noranges", tmp_path / "x")
     asked = nginx.downloads("x.tar")
     assert [r.status for r in asked] == [200, 200, 200], "a range, the next range, then all in one stream"
@@ -125,19 +125,19 @@ def test_a_server_without_ranges(served, nginx, tmp_path, monkeypatch):  # noqa:
 
 
 @pytest.mark.parametrize("there", [0, 1, 65_536, 500_000, 1_000_003])
-def test_a_beginning_is_gone_on_from(served, nginx, tmp_path, there):  # noqa: F811
+def test_a_beginning_is_gone_on_from(served, nginx, tmp_path, there):
     (tmp_path / "x").write_bytes(CONTENT[:there])
     fetch(nginx.url, tmp_path / "x")
     assert sum(r.num_bytes for r in nginx.downloads()) == len(CONTENT) - there
 
 
 @pytest.mark.parametrize("beginning", [b"of other content", CONTENT + b"."])
-def test_a_wrong_beginning_costs_one_more_download(served, nginx, tmp_path, beginning):  # noqa: F811
+def test_a_wrong_beginning_costs_one_more_download(served, nginx, tmp_path, beginning):
     (tmp_path / "x").write_bytes(beginning)
     fetch(nginx.url, tmp_path / "x")
 
 
-def test_a_flipped_byte_is_told_after_one_download(served, nginx, tmp_path):  # noqa: F811
+def test_a_flipped_byte_is_told_after_one_download(served, nginx, tmp_path):
     bad = bytearray(CONTENT)
     bad[700_000] ^= 1
     (served / "x.tar").write_bytes(bad)
@@ -147,13 +147,13 @@ def test_a_flipped_byte_is_told_after_one_download(served, nginx, tmp_path):  # 
     assert not (tmp_path / "x").exists() and sum(r.num_bytes for r in nginx.downloads()) == len(CONTENT)
 
 
-def test_a_file_that_is_cut_short_there(served, nginx, tmp_path):  # noqa: F811
+def test_a_file_that_is_cut_short_there(served, nginx, tmp_path):
     (served / "x.tar").write_bytes(CONTENT[:-10])
     with pytest.raises(OSError, match=r"x\.tar: .* bytes came of \d+ at offset 9\d+; given up after 8 tries"):
         fetch(nginx.url, tmp_path / "x")
 
 
-def test_a_disk_that_takes_no_more_is_no_failure_of_the_network(served, nginx, tmp_path):  # noqa: F811
+def test_a_disk_that_takes_no_more_is_no_failure_of_the_network(served, nginx, tmp_path):
     code = """if True:
         import resource, sys
         from pathlib import Path
@@ -168,7 +168,7 @@ def test_a_disk_that_takes_no_more_is_no_failure_of_the_network(served, nginx, t
     assert output(process) == f"{tmp_path / 'x'} File too large\n" and len(nginx.downloads()) == 1
 
 
-def test_names_that_mean_something_in_an_address(files, nginx, tmp_path):  # noqa: F811
+def test_names_that_mean_something_in_an_address(files, nginx, tmp_path):
     name = "part 1/50%25 #1?x=[a].tar"
     (files / "part 1").mkdir()
     (files / name).write_bytes(CONTENT)
@@ -192,7 +192,7 @@ def test_a_missing_driver_names_the_extra(monkeypatch, address, missing, extra):
         Source(address).read("index.json")
 
 
-def test_pauses_leave_the_run_s_randomness_alone(served, nginx, tmp_path):  # noqa: F811
+def test_pauses_leave_the_run_s_randomness_alone(served, nginx, tmp_path):
     line = FailingLine(nginx.port, lambda n: 0 if n < 3 else None)
     before = random.getstate()
     fetch(line.url, tmp_path / "x")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from storydist.data.index import ShardIndex
-from tests.servers import files, nginx, output, start_python  # noqa: F401  (fixtures)
+from tests.servers import output, start_python
 from tests.story_tables import build_set, write_source
 from tests.test_commands import SMALL, build_of_six_frames, call, refused
 
@@ -38,7 +38,7 @@ def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
-def test_two_ranks_bring_each_shard_once_an_epoch(many_shards, files, nginx, tmp_path):  # noqa: F811
+def test_two_ranks_bring_each_shard_once_an_epoch(many_shards, files, nginx, tmp_path):
     """Read amplification: bytes that nginx sent, by those of the shards that were read. The cache holds two blocks of
     three shards, one shard for each rank to open, and one on its way; the epoch has sixteen.
     """
@@ -72,7 +72,7 @@ def _step(rank: subprocess.Popen[str]) -> list[str]:
     return stories
 
 
-def test_a_run_on_shards_at_an_address(files, nginx, tmp_path):  # noqa: F811
+def test_a_run_on_shards_at_an_address(files, nginx, tmp_path):
     shards = build_of_six_frames(files, 8, 3, lambda number: str(number / 4))
     address, cache = f"{nginx.url}/{shards.relative_to(files)}", tmp_path / "cache"
     (tmp_path / "small.yaml").write_text(SMALL)

@@ -7,7 +7,7 @@ import pytest
 
 from storydist.data.index import ShardIndex
 from storydist.data.storage import CacheConfig, RemoteStorage
-from tests.servers import FailingLine, quick  # noqa: F401  (fixture)
+from tests.servers import FailingLine
 
 boto3 = pytest.importorskip("boto3", reason="moto[server] is not installed")
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")

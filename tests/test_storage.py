@@ -13,7 +13,7 @@ import pytest
 from storydist.data.index import TABLES, ShardIndex
 from storydist.data.storage import CacheConfig, RemoteStorage
 from storydist.data.text import Wordpieces
-from tests.servers import files, nginx, output, quick, start_python, wait_until  # noqa: F401  (fixtures)
+from tests.servers import output, start_python, wait_until
 from tests.test_index import write
 from tests.tiny_shards import write_shards
 
@@ -39,7 +39,7 @@ SHA = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def served(files, nginx) -> str:  # noqa: F811
+def served(files, nginx) -> str:
     """The address of a set."""
     write_shards(files / "set")
     return f"{nginx.url}/set"
@@ -56,7 +56,7 @@ def put(folder: Path, content: bytes, name: str = "x.tar") -> tuple[str, int, st
     return name, len(content), hashlib.sha256(content).hexdigest()
 
 
-def test_a_set_at_an_address_is_the_set(served, nginx, files, cache):  # noqa: F811
+def test_a_set_at_an_address_is_the_set(served, nginx, files, cache):
     here, there = ShardIndex.open(files / "set"), ShardIndex.open(served, cache)
     assert there.info == here.info and str(there) == served
     assert all((there.root / name).read_bytes() == (here.root / name).read_bytes() for name in (*TABLES, "index.json"))
@@ -69,7 +69,7 @@ def test_a_set_at_an_address_is_the_set(served, nginx, files, cache):  # noqa: F
     assert there.storage.bytes_fetched == brought and here.storage.bytes_fetched == 0
 
 
-def test_opening_again_asks_for_the_index_only(served, nginx, cache):  # noqa: F811
+def test_opening_again_asks_for_the_index_only(served, nginx, cache):
     first = ShardIndex.open(served, cache)
     before = len(nginx.requests())
     sent = pickle.dumps(first)
@@ -78,7 +78,7 @@ def test_opening_again_asks_for_the_index_only(served, nginx, cache):  # noqa: F
     assert [r.path for r in nginx.requests()[before:]] == ["/set/index.json"]
 
 
-def test_many_processes_share_one_download(served, nginx, files, cache):  # noqa: F811
+def test_many_processes_share_one_download(served, nginx, files, cache):
     served = served.replace("/set", "/slow/set")
     ranks = [start_python(OPEN_AND_FETCH, served, cache.dir) for _ in range(4)]
     printed = {output(rank) for rank in ranks}
@@ -88,7 +88,7 @@ def test_many_processes_share_one_download(served, nginx, files, cache):  # noqa
     assert set(asked.values()) == {1}, asked
 
 
-def test_a_killed_download_is_gone_on_from(files, nginx, cache):  # noqa: F811
+def test_a_killed_download_is_gone_on_from(files, nginx, cache):
     shard = put(files, CONTENT)
     killed = start_python(FETCH, f"{nginx.url}/slow", cache.dir, *shard[1:])
     partial = Path(cache.dir) / "partial" / f"{SHA}.{len(CONTENT)}" / "data"
@@ -104,7 +104,7 @@ def test_a_killed_download_is_gone_on_from(files, nginx, cache):  # noqa: F811
     assert sum(r.num_bytes for r in asked) == len(CONTENT) - there
 
 
-def test_a_waiting_process_takes_over_from_a_killed_one(files, nginx, cache):  # noqa: F811
+def test_a_waiting_process_takes_over_from_a_killed_one(files, nginx, cache):
     shard = put(files, CONTENT)
     killed = start_python(FETCH, f"{nginx.url}/slow", cache.dir, *shard[1:])
     partial = Path(cache.dir) / "partial" / f"{SHA}.{len(CONTENT)}" / "data"
@@ -116,7 +116,7 @@ def test_a_waiting_process_takes_over_from_a_killed_one(files, nginx, cache):  #
     killed.communicate()
 
 
-def test_a_damaged_shard_is_told_each_time_and_never_kept(files, nginx, cache):  # noqa: F811
+def test_a_damaged_shard_is_told_each_time_and_never_kept(files, nginx, cache):
     name, size, _ = put(files, CONTENT)
     storage = RemoteStorage(nginx.url, cache)
     for _ in range(2):
@@ -126,7 +126,7 @@ def test_a_damaged_shard_is_told_each_time_and_never_kept(files, nginx, cache): 
     assert not list(Path(cache.dir, "partial").iterdir())
 
 
-def test_a_damaged_table_is_told(served, files, cache):  # noqa: F811
+def test_a_damaged_table_is_told(served, files, cache):
     table = files / "set" / "index.members.npy"
     content = bytearray(table.read_bytes())
     content[-1] ^= 1
@@ -135,7 +135,7 @@ def test_a_damaged_table_is_told(served, files, cache):  # noqa: F811
         ShardIndex.open(served, cache)
 
 
-def test_a_changed_set_never_gets_old_bytes(served, files, cache):  # noqa: F811
+def test_a_changed_set_never_gets_old_bytes(served, files, cache):
     old = ShardIndex.open(served, cache)
     kept = old.fetch_shard(0).read_bytes()
     shutil.rmtree(files / "set")
@@ -148,7 +148,7 @@ def test_a_changed_set_never_gets_old_bytes(served, files, cache):  # noqa: F811
     assert old.fetch_shard(0).read_bytes() == kept, "it is still in the cache, under its hash"
 
 
-def test_two_sets_share_a_cache_that_holds_little(served, files, nginx, cache):  # noqa: F811
+def test_two_sets_share_a_cache_that_holds_little(served, files, nginx, cache):
     write_shards(files / "other", seed=4)
     sizes = [s.size_bytes for s in ShardIndex.open(files / "set").info.shards]
     tables = sum(f.stat().st_size for f in (files / "set").rglob("*") if f.is_file()) - sum(sizes)
@@ -165,14 +165,14 @@ def test_two_sets_share_a_cache_that_holds_little(served, files, nginx, cache): 
     assert (indexes[0].root / "index.json").exists(), "the tables of an opened set stay"
 
 
-def test_a_shard_that_is_larger_than_the_cache_is_not_begun(files, nginx, cache):  # noqa: F811
+def test_a_shard_that_is_larger_than_the_cache_is_not_begun(files, nginx, cache):
     storage = RemoteStorage(nginx.url, CacheConfig(dir=cache.dir, max_gb=0.0005))
     with pytest.raises(ValueError, match="does not fit a cache of 500000"):
         storage.fetch(*put(files, CONTENT))
     assert not nginx.requests()
 
 
-def test_what_was_handed_out_last_is_not_removed(files, nginx, cache):  # noqa: F811
+def test_what_was_handed_out_last_is_not_removed(files, nginx, cache):
     """Another process wants all the room; what this thread has yet to open stays."""
     small = CacheConfig(dir=cache.dir, max_gb=0.002)
     storage, other = RemoteStorage(nginx.url, small), RemoteStorage(nginx.url, small)
@@ -185,7 +185,7 @@ def test_what_was_handed_out_last_is_not_removed(files, nginx, cache):  # noqa: 
     assert path.read_bytes() == CONTENT
 
 
-def test_prefetch_brings_shards_before_they_are_asked_for(served, nginx, cache):  # noqa: F811
+def test_prefetch_brings_shards_before_they_are_asked_for(served, nginx, cache):
     index = ShardIndex.open(served, cache)
     index.prefetch_shards([1, 0])
     whole = Path(cache.dir, "whole")
@@ -198,7 +198,7 @@ def test_prefetch_brings_shards_before_they_are_asked_for(served, nginx, cache):
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_failed_prefetch_is_told_by_fetch(files, nginx, cache, capfd):  # noqa: F811
+def test_a_failed_prefetch_is_told_by_fetch(files, nginx, cache, capfd):
     storage = RemoteStorage(nginx.url, cache)
     missing = ("x.tar", len(CONTENT), SHA)
     storage.prefetch([missing, ("y.tar", 5, "0" * 64)])
@@ -210,7 +210,7 @@ def test_a_failed_prefetch_is_told_by_fetch(files, nginx, cache, capfd):  # noqa
     assert storage.fetch(*missing).read_bytes() == CONTENT
 
 
-def test_prefetching_holds_up_no_exit(files, nginx, cache):  # noqa: F811
+def test_prefetching_holds_up_no_exit(files, nginx, cache):
     """The process ends while its background download is on its way, and leaves nothing that looks whole."""
     shard = put(files, CONTENT)
     code = FETCH.replace("print(storage.fetch(", "storage.prefetch([(").replace("), flush=True)", ")])")
@@ -225,7 +225,7 @@ def test_prefetching_holds_up_no_exit(files, nginx, cache):  # noqa: F811
 
 @pytest.mark.parametrize("name", ["../x.tar", "/etc/passwd", "https://h/x", ".ssh/key", "pipe:id"])
 @pytest.mark.parametrize("where", ["shards", "files"])
-def test_an_index_with_hostile_names_is_refused(files, nginx, cache, name, where):  # noqa: F811
+def test_an_index_with_hostile_names_is_refused(files, nginx, cache, name, where):
     shards = [{"name": "x.tar", "num_stories": 3, "size_bytes": 1, "sha256": "0" * 64}]
     changes = {"shards": shards, "files": {}}
     if where == "shards":
@@ -239,7 +239,7 @@ def test_an_index_with_hostile_names_is_refused(files, nginx, cache, name, where
     assert [r.path for r in nginx.requests()] == ["/index.json"] and not any(Path(cache.dir, "whole").iterdir())
 
 
-def test_no_set_at_an_address(nginx, cache):  # noqa: F811
+def test_no_set_at_an_address(nginx, cache):
     with pytest.raises(FileNotFoundError, match=rf"^{nginx.url}/nothing/index\.json: there is no such file"):
         ShardIndex.open(f"{nginx.url}/nothing", cache)
     with pytest.raises(PermissionError, match=r"/secret/index\.json: access is refused \(HTTP status 403\)"):

@@ -1,5 +1,6 @@
 """The node's cache: what stays, what goes, who waits. Two NodeCaches on one folder behave as two processes do."""
 
+import errno
 import mmap
 import os
 import threading
@@ -154,3 +155,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         NodeCache(tmp_path / "file", 10)
+
+
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(descriptor: int, kind: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # what NFS answers for a folder
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(
+        OSError, match=r"cannot be locked here \(Bad file descriptor\).*data\.cache\.dir be on a disk of"
+    ):
+        NodeCache(tmp_path, 10)

@@ -33,13 +33,20 @@ class Entry:
 
 
 class NodeCache:
-    """Raises OSError when the folder cannot be made or written to."""
+    """Raises OSError when the folder cannot be made, or lies on a disk where folders cannot be locked."""
 
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
         self._whole, self._partial = folder / "whole", folder / "partial"
         for part in (self._whole, self._partial):
             part.mkdir(parents=True, exist_ok=True)
+        try:
+            os.close(_lock(self._partial, fcntl.LOCK_SH))
+        except OSError as error:
+            raise OSError(
+                f"{folder}: folders cannot be locked here ({error.strerror}), as on many network disks; "
+                "let data.cache.dir be on a disk of this node"
+            ) from error
 
     def fetch(self, key: str, num_bytes: int, fill: Callable[[Path], None]) -> Entry:
         """The entry `key`, which has `num_bytes`. If it is missing, `fill(folder)` makes it: in one process of the
@@ -83,11 +90,10 @@ class NodeCache:
         """The entry if it is whole, and has `num_bytes` if that is given; it then counts as used just now."""
         folder = self._whole / key
         try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = _lock(folder, fcntl.LOCK_SH)
         except FileNotFoundError:
             return None
         entry = Entry(folder, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
         if not _is_at(descriptor, folder):
             return None  # removed while we waited for the lock
         if num_bytes not in (None, _bytes_in(folder)):
@@ -156,17 +162,24 @@ class NodeCache:
 def _lock_if_free(folder: Path) -> int | None:
     """A descriptor that holds the folder exclusively; None if anyone else holds it, or it is gone."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
+        descriptor = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(descriptor, folder):
-            return descriptor
-    except BlockingIOError:
-        pass
+    if _is_at(descriptor, folder):
+        return descriptor
     os.close(descriptor)
     return None
+
+
+def _lock(folder: Path, kind: int) -> int:
+    """A descriptor of the folder that holds this lock."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, kind)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _is_at(descriptor: int, folder: Path) -> bool:

@@ -243,9 +243,10 @@ def _driver_errors() -> tuple[type[Exception], ...]:
 
 
 def _judged(error: Exception, address: str) -> OSError:
-    # fsspec calls any failed look at a file "not found"; the reason is then the cause.
-    cause = error.__cause__ if isinstance(error.__cause__, _driver_errors()) else error
-    status = _status(cause)
+    # fsspec calls any failed look at a file "not found"; what really failed is then the cause.
+    renamed = isinstance(error, FileNotFoundError) and isinstance(error.__cause__, _driver_errors())
+    cause = error.__cause__ if renamed else error
+    status = _status(error) or (_status(error.__cause__) if isinstance(error, OSError) else None)  # s3fs: the cause
     seen = f"HTTP status {status}" if status else f"{type(cause).__name__}: {cause}".rstrip(": ")
     throttled = status == 403 and "ratelimit" in str(cause).lower()  # what Google Drive answers instead of 429
     if (
@@ -265,7 +266,7 @@ def _judged(error: Exception, address: str) -> OSError:
     return passing
 
 
-def _status(error: BaseException) -> int | None:
+def _status(error: BaseException | None) -> int | None:
     """The HTTP status that an error of any driver carries."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore

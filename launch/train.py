@@ -43,15 +43,16 @@ def main() -> int:
     from storydist.config import load_config
     from storydist.data.files import check_writable
     from storydist.data.index import ShardIndex
+    from storydist.data.location import absolute
     from storydist.run_folder import code_version, write_facts
     from storydist.training import checkpoint
     from storydist.training.trainer import build_run, restore_newest, train
 
     config = load_config(arguments.config, arguments.overrides)
-    run_dir, shards = Path(config.run.dir), Path(config.data.shards).resolve()
-    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(shards)})})
+    run_dir, shards = Path(config.run.dir), absolute(config.data.shards)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
     check_writable(run_dir)
-    index = ShardIndex.open(shards)
+    index = ShardIndex.open(shards, config.data.cache)
     steps = checkpoint.list_steps(run_dir)
     if steps and not arguments.resume:
         raise ValueError(

@@ -28,6 +28,7 @@ from shards.workers import map_in_order
 from storydist.command import ArgumentParser, positive_int, run_command
 from storydist.data.files import sha256_file
 from storydist.data.index import BUILD_FOLDER, IndexInfo, ShardIndex, read_info
+from storydist.data.location import is_remote, local_folder, shown
 from storydist.data.text import Wordpieces
 
 MAX_NAMED = 5  # ids named in one finding; the rest are counted
@@ -142,7 +143,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=positive_int, default=1, help="processes (%(default)s)")
     arguments = parser.parse_args(argv)
     start_s = time.monotonic()
-    verdict = verify(Path(arguments.shards), arguments.workers)
+    if is_remote(arguments.shards):
+        raise ValueError(
+            f"{shown(arguments.shards)}: only a folder is verified, because all of it is read; copy the set "
+            "here first. Training checks the hash of each shard that it brings from an address"
+        )
+    verdict = verify(local_folder(arguments.shards), arguments.workers)
     if verdict.info is not None and verdict.reports:
         _print_table(verdict.info, verdict.reports)
     for finding in verdict.findings:

@@ -43,6 +43,8 @@ class Places:
         self.shards, self.first_story = shards[holding], first_story[holding]
         self.first_sample = np.cumsum(counts[holding]) - counts[holding]
         self.order = Order(counts[holding], seed=seed, block_shards=config.block_shards, shuffle=config.shuffle)
+        sizes = sorted((index.info.shards[int(shard)].size_bytes for shard in self.shards), reverse=True)
+        index.storage.require_room(sum(sizes[: 2 * int(np.diff(self.order.epoch(0).cuts).max())]))
         self._lock = threading.Lock()  # the order keeps its current block, and so do we
         self._ends: OrderedDict[int, np.ndarray] = OrderedDict()
         self._announced: tuple[int, int] | None = None

@@ -178,7 +178,7 @@ def special_pieces(index: ShardIndex) -> SpecialPieces:
     """The special wordpieces of the shards' tokenizer. Raises ValueError for tars that hold no stories."""
     if index.info.kind != "stories":
         raise ValueError(
-            f"{index.root} holds samples of other kinds than stories, which cannot be trained on; make shards "
+            f"{index} holds samples of other kinds than stories, which cannot be trained on; make shards "
             "with shards/build.py, or read them as they are with MemberStream (docs/stream.md)"
         )
     tokenizer = Wordpieces.load(index.root / "tokenizer")

@@ -36,16 +36,8 @@ MODEL, EMA, OPTIMIZER, STATE, MANIFEST = (
 )
 # May differ between a checkpoint and the run that resumes it: where, when and how fast, which changes rounding at most.
 FREE_KEYS = (
-    *(
-        "run.",
-        "checkpoint.",
-        "data.shards",
-        "data.threads",
-        "data.prefetch",
-        "data.verify",
-        "data.cache",
-        "data.max_skipped",
-    ),
+    *("run.", "checkpoint.", "data.shards", "data.threads", "data.prefetch", "data.verify"),
+    *("data.cache.", "data.max_skipped"),
     *("train.threads", "train.device", "train.log_every", "train.save_every", "train.evaluate_every"),
 )
 

@@ -84,12 +84,12 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
 def _require_fit(config: "Config", index: ShardIndex) -> None:
     """Raises ValueError for settings that the shards would only fail long after the start."""
     if config.losses.score and index.info.score is None:
-        raise ValueError(f"no training story of {index.root} has a score, so none can be learned; use losses.score=0")
+        raise ValueError(f"no training story of {index} has a score, so none can be learned; use losses.score=0")
     context, splits = config.data.context, (config.train.evaluate_split, "train")
     for split in splits if config.train.evaluate_every else ():
         if index.longest_story(split) <= context:
             raise ValueError(
-                f"{index.root} has no {split} story of more than {context} frames to evaluate on or with; "
+                f"{index} has no {split} story of more than {context} frames to evaluate on or with; "
                 "choose another train.evaluate_split, or train.evaluate_every=0"
             )
 

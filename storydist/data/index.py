@@ -8,7 +8,8 @@
     tokenizer/             see storydist/data/text.py
     train-000000.tar ...   see storydist/data/sample.py
 
-The tables are memory-mapped: opening costs the same for a hundred stories as for ten million.
+The tables are memory-mapped: opening costs the same for a hundred stories as for ten million. Layout and rules:
+docs/shard_format.md.
 """
 
 import hashlib
@@ -76,10 +77,14 @@ class IndexInfo(_Record):
     the set. `height`, `width` are None when frames are "original". `tag_vocabulary[id]` is (kind, value): ids 0 and 1
     are padding and unknown, then the train split's tags, most frequent first. `files`: SHA-256 of the tables and of the
     tokenizer's files. `options`: what shaped the bytes. `skipped`: stories left out, by reason.
+
+    `kind` "members": tars of any other content, indexed by shards/index.py. There `num_frames` counts image members, no
+    score is known, and there is no tokenizer, vocabulary or tag.
     """
 
     schema_version: int
     fingerprint: str
+    kind: Literal["stories", "members"] = "stories"
     frames: Literal["original", "jpeg", "raw"]
     height: int | None
     width: int | None

@@ -51,6 +51,9 @@ class LocalStorage:
             )
         return path
 
+    def require_room(self, num_bytes: int) -> None:
+        """Nothing is copied."""
+
     def prefetch(self, shards: Iterable[tuple[str, int, str]]) -> None:
         """Nothing has to be brought."""
 
@@ -115,6 +118,14 @@ class RemoteStorage:
         entry = self.cache.fetch(sha256, size_bytes, partial(self._download, name, size_bytes, sha256))
         self._handed.entry = entry
         return entry.folder / _CONTENT
+
+    def require_room(self, num_bytes: int) -> None:
+        """Raises ValueError when the cache cannot hold so much at once: shards would be fetched time and again."""
+        if num_bytes > self.cache.max_bytes:
+            raise ValueError(
+                f"data.cache.max_gb {self.cache.max_bytes / 1e9:g} is too small: the shards shuffled together, and "
+                f"the next ones, take {num_bytes / 1e9:.3g} GB; raise it, or lower data.block_shards"
+            )
 
     def prefetch(self, shards: Iterable[tuple[str, int, str]]) -> None:
         """Begins to download shards, given as (name, bytes, SHA-256), in the background and in this order.

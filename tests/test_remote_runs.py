@@ -50,16 +50,17 @@ def test_two_ranks_bring_each_shard_once_an_epoch(many_shards, files, nginx, tmp
     place = (f"{nginx.url}/set", tmp_path / "cache", max_bytes / 1e9)
     command = [start_python(RANK, *place, rank) for rank in range(2)]
     seen: list[str] = []
-    for _ in range(10):  # of twelve steps, so that what is read ahead is of this epoch; in step, as training is
+    # In step, as training is; seven of twelve steps, because in the last block the next epoch's first begins to come.
+    for _ in range(7):
         seen += [story for rank in command for story in _step(rank)]
     for rank in command:
         output(rank)
-    assert len(seen) == len(set(seen)) == 40
+    assert len(seen) == len(set(seen)) == 28
     asked = nginx.downloads(".tar")
     read = {request.path for request in asked}
     amplification = sum(request.num_bytes for request in asked) / sum(sizes[path] for path in read)
     print(f"{len(read)} shards, read amplification {amplification:.3f}")
-    assert len(read) >= 14 and amplification <= 1.05
+    assert len(read) >= 12 and amplification <= 1.05
     assert sum(p.stat().st_size for p in (tmp_path / "cache").rglob("*") if p.is_file()) <= max_bytes
 
 

@@ -50,7 +50,8 @@ def test_two_ranks_bring_each_shard_once_an_epoch(many_shards, files, nginx, tmp
     place = (f"{nginx.url}/set", tmp_path / "cache", max_bytes / 1e9)
     command = [start_python(RANK, *place, rank) for rank in range(2)]
     seen: list[str] = []
-    for _ in range(7):  # of twelve steps, so that what is fetched ahead is of this epoch; in step, as training is
+    # In step, as training is; seven of twelve steps, because in the last block the next epoch's first begins to come.
+    for _ in range(7):
         seen += [story for rank in command for story in _step(rank)]
     for rank in command:
         output(rank)

@@ -1,18 +1,17 @@
 """Reads files at an address through fsspec: in ranges, each tried several times, the whole checked by its hash.
 
-Three kinds of failure. One that may pass (a dropped connection, a timeout, a short answer, 408, 425, 429, 5xx) is tried
-again after a growing pause. One that will not (404, 403, a wrong certificate) is told at once. Content that is not what
-the index promises is told too, after a second download if the first had gone on from an older beginning.
+A failure that may pass is tried again after a growing pause, one that will not is told at once
+(storydist/data/driver_errors.py). Content that is not what the index promises is told too, after a second download if
+the first had gone on from an older beginning.
 """
 
 import hashlib
 import logging
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 from fsspec.config import conf
 
+from storydist.data.driver_errors import PassingError, told
 from storydist.data.files import CHUNK_BYTES, naming
 from storydist.data.location import join, protocol_of, shown
 
@@ -27,27 +27,10 @@ RANGE_BYTES = 8 << 20
 TRIES = 8  # with the pauses below a server may be away for about a minute
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 CONNECT_S, SILENCE_S = 20.0, 30.0  # http: how long a connection, and then the next byte, may take
-PASSING_STATUS = {408, 425, 429}
 EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "gdrive": "gdrive"}
-# What drivers raise besides OSError; each is looked for only where its driver has loaded the module.
-DRIVER_ERRORS = {
-    "aiohttp": ("ClientError",),
-    "botocore.exceptions": ("BotoCoreError", "ClientError"),
-    "gcsfs.retry": ("HttpError", "ChecksumError"),
-    "google.auth.exceptions": ("GoogleAuthError",),
-    "googleapiclient.errors": ("HttpError",),
-    "httpx": ("HTTPError",),
-    "httpx2": ("HTTPError",),
-}
 _log = logging.getLogger(__name__)
 _jitter = random.Random()  # its own: pauses take no part in a run's randomness
 T = TypeVar("T")
-
-
-class PassingError(OSError):
-    """A failure that may be gone at the next try. `answered`: the server refused, rather than the line failed."""
-
-    answered = False
 
 
 class Source:
@@ -123,7 +106,7 @@ class Source:
             # Each drop halves the range: a line that fails every few megabytes still gets on.
             stop = min(size_bytes, start + (RANGE_BYTES >> drops))
             try:
-                with self._told(name):
+                with told(self.where(name)):
                     file = file or self._open(name, block_size=RANGE_BYTES, cache_type="none", size=size_bytes)
                     file.seek(start)
                     block = file.read(stop - start)
@@ -153,11 +136,11 @@ class Source:
         return digest.hexdigest()
 
     def _chunks(self, name: str) -> Iterator[bytes]:
-        with self._told(name):
+        with told(self.where(name)):
             file = self._open(name, block_size=0)
         with closing(file):
             while True:
-                with self._told(name):
+                with told(self.where(name)):
                     chunk = file.read(CHUNK_BYTES)
                 if not chunk:
                     return
@@ -168,7 +151,7 @@ class Source:
         """`call(driver, path)`, tried again while its failures may pass."""
         for tries in count(1):
             try:
-                with self._told(name):
+                with told(self.where(name)):
                     return call(*self._driver(name))
             except PassingError as error:
                 _pause(error, tries)
@@ -193,14 +176,6 @@ class Source:
             raise ValueError(
                 f"{self.where(name)}: the package that reads {self.protocol}:// is not installed ({error}){remedy}"
             ) from None
-
-    @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """Turns what a driver raises into PassingError, FileNotFoundError, PermissionError or OSError."""
-        try:
-            yield
-        except _driver_errors() as error:
-            raise _judged(error, self.where(name)) from error
 
     def _count(self, block: bytes) -> None:
         with self._lock:
@@ -235,41 +210,3 @@ def _http_options() -> dict[str, Any]:
     users = conf.get("http", {}).get("client_kwargs", {}) | conf.get("https", {}).get("client_kwargs", {})
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
     return {"client_kwargs": {"trust_env": True, "timeout": timeout} | users}
-
-
-def _driver_errors() -> tuple[type[Exception], ...]:
-    loaded = [(sys.modules[module], names) for module, names in DRIVER_ERRORS.items() if sys.modules.get(module)]
-    return (OSError, EOFError, *(getattr(module, name) for module, names in loaded for name in names))
-
-
-def _judged(error: Exception, address: str) -> OSError:
-    # fsspec calls any failed look at a file "not found"; what really failed is then the cause.
-    renamed = isinstance(error, FileNotFoundError) and isinstance(error.__cause__, _driver_errors())
-    cause = error.__cause__ if renamed else error
-    status = _status(error) or (_status(error.__cause__) if isinstance(error, OSError) else None)  # s3fs: the cause
-    seen = f"HTTP status {status}" if status else f"{type(cause).__name__}: {cause}".rstrip(": ")
-    throttled = status == 403 and "ratelimit" in str(cause).lower()  # what Google Drive answers instead of 429
-    if (
-        (status in (401, 403) and not throttled)
-        or isinstance(cause, PermissionError)
-        or "Credentials" in type(cause).__name__
-    ):
-        return PermissionError(f"{address}: access is refused ({seen}); see the credentials in docs/storage.md")
-    if status in (404, 410) or isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return FileNotFoundError(f"{address}: there is no such file")
-    if isinstance(cause, ValueError) or (
-        status and 400 <= status < 500 and status not in PASSING_STATUS and not throttled
-    ):
-        return OSError(f"{address}: {seen}")
-    passing = PassingError(f"{address}: {seen}")
-    passing.answered = status is not None
-    return passing
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that an error of any driver carries."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
-    return next((n for n in [*found, getattr(response, "status_code", None)] if isinstance(n, int)), None)

@@ -10,12 +10,11 @@ import torch
 from accelerate.state import AcceleratorState
 
 from storydist.run_folder import load_run, write_facts
-from storydist.training.checkpoint import checkpoint_path, list_steps
+from storydist.training.keep import checkpoint_path, list_steps
+from storydist.training.log import MEASURED
 from storydist.training.preemption import REQUEUE
 from storydist.training.trainer import build_run, restore_newest, train
 from tests.small_runs import SMALL, small_config
-
-MEASURED = ("samples_per_s", "data_wait_share", "peak_memory_bytes")
 
 
 @pytest.fixture(autouse=True)

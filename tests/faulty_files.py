@@ -106,9 +106,9 @@ class Files:
         return opened
 
     def _save_file(self, real: Any) -> Any:
-        def save_file(tensors: Any, path: Path) -> None:
+        def save_file(tensors: Any, path: Path, metadata: Any) -> None:
             self.point("open")
-            real(tensors, path)
+            real(tensors, path, metadata)
             self._made(path)
             data = path.read_bytes()
             descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC)

@@ -226,7 +226,7 @@ def test_a_tensor_that_several_parts_share_is_stored_once_and_a_part_of_one_is_n
     tensors = checkpoint.live_tensors(model, torch.optim.AdamW(model.parameters()), None)
     stored = HostCopies().copy(tensors)[checkpoint.MODEL]
     assert sorted(stored) == ["also_empty", "empty", "first_row", "one.weight"]
-    checkpoint._write_tensors(tmp_path / "file", stored)
+    checkpoint.write_tensors(tmp_path / "file", stored)
     other = Tied()
     checkpoint.load_weights(safetensors.torch.load_file(tmp_path / "file"), other, tmp_path / "file")
     assert torch.equal(other.same.weight, model.one.weight)

@@ -115,7 +115,7 @@ def test_an_error_beside_another_is_told(tmp_path):
     with pytest.raises(FloatingPointError), loop.writer() as writer:
         loop.save(writer)
         raise FloatingPointError
-    assert loop.told == [f"the last checkpoint was not written: [Errno 17] File exists: '{tmp_path / 'checkpoints'}'"]
+    assert loop.told == [f"the last checkpoint was not written: {tmp_path / 'checkpoints'}: File exists"]
 
 
 def test_leaving_by_an_error_waits_for_the_checkpoint(tmp_path):

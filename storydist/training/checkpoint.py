@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from storydist.command import message_of
 from storydist.data.files import make_folder, sha256_file, sync, write_atomic
 
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
@@ -84,8 +85,7 @@ def write(folder: Path, state: TrainState, identity: Identity, tensors: Tensors)
         beside.mkdir()
         files = {}
         for name, content in tensors.items():
-            _write_tensors(beside / name, content)
-            sync(beside / name)
+            write_tensors(beside / name, content)
             files[name] = ((beside / name).stat().st_size, sha256_file(beside / name))
         write_atomic(beside / MANIFEST, _manifest_text(files, state, identity))  # flushes the folder's entries too
         beside.rename(folder)
@@ -139,7 +139,7 @@ def damage(folder: Path) -> str | None:
             if sha256_file(folder / name) != sha256:
                 return f"{folder / name} does not hash to what {MANIFEST} says"
     except (OSError, DamagedCheckpointError) as error:
-        return str(error)
+        return message_of(error)
     return None
 
 
@@ -239,9 +239,12 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     }
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file and flushes it. Raises OSError when it cannot be written."""
     try:
-        safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(plain, path, dict(metadata) if metadata else None)
+        sync(path)
     except safetensors.SafetensorError as error:  # what it makes of a full disk
         raise OSError(f"{path} could not be written: {error}") from None
 

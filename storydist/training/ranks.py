@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from accelerate.utils import gather_object
 
+from storydist.command import message_of
+
 
 @contextmanager
 def failing_together() -> Iterator[None]:
@@ -14,7 +16,7 @@ def failing_together() -> Iterator[None]:
         yield
         problem = None
     except (ValueError, OSError) as error:
-        problem = str(error)
+        problem = message_of(error)
         raise
     finally:
         problems = gather_object([problem])

@@ -10,6 +10,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from storydist.command import message_of
 from storydist.training.checkpoint import Identity, Tensors, TrainState, live_tensors, write, write_state
 from storydist.training.keep import CheckpointConfig, checkpoint_path, prune
 
@@ -72,8 +73,9 @@ class CheckpointWriter:
             self.finish()
             return
         failed = self._under_way.exception() if self._under_way else None
-        if failed:  # what the run ends with is raised; this is told beside it
-            self._say(f"the last checkpoint was not written: {failed}")
+        if failed is not None:  # what the run ends with is raised; this is told beside it
+            told = message_of(failed) if isinstance(failed, ValueError | OSError) else repr(failed)
+            self._say(f"the last checkpoint was not written: {told}")
 
     def save(
         self,

@@ -117,8 +117,9 @@ def restore_newest(run: Run, say: Any, allow_change: tuple[str, ...] = ()) -> No
     with failing_together():
         step, sha256 = chosen
         _restore(run, keep.checkpoint_path(run.path, step), sha256, say, allow_change)
-    if run.accelerator.is_main_process:
-        keep.set_aside(run.path, after=step)
+    with failing_together():
+        if run.accelerator.is_main_process:
+            keep.set_aside(run.path, after=step)
 
 
 def _restore(run: Run, folder: Path, sha256: str, say: Any, allow_change: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from storydist.training.checkpoint import Identity
 
 FINGERPRINT = "fingerprint"
 # May differ between a checkpoint and the run that resumes it: where, when and how fast, which changes rounding at most.
-FREE_SECTIONS = ("run.",)
+FREE_SECTIONS = ("run.", "data.cache.")
 FREE_KEYS = frozenset(
     (
         *("data.shards", "data.threads", "data.prefetch", "data.verify", "data.max_skipped"),

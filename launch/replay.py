@@ -35,7 +35,7 @@ def main() -> int:
     parts = read_parts(arguments.run, arguments.step)
     folder = failure_path(arguments.run, arguments.step)
     config = load_config(folder / SETTINGS)
-    index = ShardIndex.open(arguments.shards or config.data.shards)
+    index = ShardIndex.open(arguments.shards or config.data.shards, config.data.cache)
     replay = Replay(config, index, folder / WEIGHTS, parts)
     facts = parts[0].facts
     print(

@@ -3,14 +3,14 @@
     accelerate launch launch/train.py --config configs/base.yaml data.shards=SHARDS run.dir=RUN train.steps=200
     python launch/train.py --config configs/base.yaml data.shards=SHARDS run.dir=RUN --resume
 
-Exit codes: 0 finished; 2 a mistake in settings or data; 75 stopped by a signal or a hang, run again with --resume.
-docs/when_it_stops.md tells more.
+Exit codes: 0 finished; 2 a mistake in settings or data; 75 run again with --resume. See docs/when_it_stops.md.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,7 @@ from storydist.training.preemption import leave_at_once_on_signals
 if TYPE_CHECKING:
     from storydist.training.trainer import Run
 
-LAUNCHED = {"RANK", "ACCELERATE_MIXED_PRECISION"}  # a launcher sets one of them at least
-PARENT = os.getppid()  # asked for at once: later, a launcher that was killed meanwhile would pass for another
+LAUNCHER = os.getppid() if {"RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys() else None  # they set one of these
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,48 +44,49 @@ def main() -> int:
     from storydist.config import load_config
     from storydist.data.files import check_writable
     from storydist.data.index import ShardIndex
+    from storydist.data.location import absolute
     from storydist.run_folder import code_version
-    from storydist.training import checkpoint
+    from storydist.training.lock import locked
+    from storydist.training.ranks import failing_together
     from storydist.training.trainer import build_run
 
     config = load_config(arguments.config, arguments.overrides)
-    run_dir, shards = Path(config.run.dir), Path(config.data.shards).resolve()
-    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(shards)})})
+    run_dir, shards = Path(config.run.dir), absolute(config.data.shards)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
     check_writable(run_dir)
-    index = ShardIndex.open(shards)
-    steps = checkpoint.list_steps(run_dir)
-    if steps and not arguments.resume:
-        raise ValueError(
-            f"{run_dir} already holds a run at step {steps[-1]}; add --resume to go on, or choose another run.dir"
-        )
+    index = ShardIndex.open(shards, config.data.cache)
     say = print if os.environ.get("RANK", "0") == "0" else (lambda text: None)
-    if arguments.resume and not steps:
-        say(f"{run_dir} holds no checkpoint to resume, so the run starts afresh")
     run = build_run(config, index, code_version())
-    if LAUNCHED & os.environ.keys():
-        run.watchdog.launcher = PARENT
-    with run.watchdog:
-        return start(run, say, tuple(arguments.allow_change))
+    with ExitStack() as stack:
+        with failing_together():
+            if run.accelerator.is_main_process:
+                stack.enter_context(locked(run_dir, say))
+        run.watchdog.launcher = LAUNCHER
+        stack.enter_context(run.watchdog)
+        return start(run, say, arguments.resume, tuple(arguments.allow_change))
 
 
-def start(run: "Run", say: Callable[[str], None], allow_change: tuple[str, ...]) -> int:
+def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tuple[str, ...]) -> int:
     """Begins the run or goes on with it, to its end; returns the exit code."""
     from storydist.run_folder import write_facts
+    from storydist.training.keep import require_free
     from storydist.training.trainer import restore_newest, train
 
-    restore_newest(run, say, allow_change)
-    if run.accelerator.is_main_process:
-        write_facts(run.path, run.config)
+    if resume:
+        restore_newest(run, say, allow_change)
+    else:
+        require_free(run.path)
     num_steps = run.config.train.steps
     if run.state.step >= num_steps and not run.state.owes_evaluation:
         say(f"{run.path} is finished: step {run.state.step} of {num_steps}")
         return 0
-    millions = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
+    if run.accelerator.is_main_process:
+        write_facts(run.path, run.config)
     say(
         f"{run.path}: step {run.state.step} of {num_steps}, {run.stream.num_samples} samples an epoch, "
-        f"{millions:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
+        f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.2f} M parameters, "
+        f"{run.accelerator.num_processes} rank(s) on {run.accelerator.device}\n{run.stream.mixing_told()}"
     )
-    say(run.stream.mixing_told())
     try:
         return train(run)
     except FloatingPointError as error:

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from storydist.data.index import ShardIndex
-from storydist.training.checkpoint import checkpoint_path, damage, list_steps, newest_valid, read_state
+from storydist.training.checkpoint import damage, read_manifest
 from storydist.training.heartbeat import SIGN_AT, WHERE_AT, heartbeat_path
+from storydist.training.keep import checkpoint_path, list_steps, newest_valid
 from storydist.training.preemption import REQUEUE, SAME_S
 from tests.small_runs import SMALL
 
@@ -141,7 +142,7 @@ def test_a_signal_to_one_rank_ends_the_evaluation_of_all(training):
     ranks.processes[1].send_signal(signal.SIGUSR1)
     assert ranks.codes() == [REQUEUE, REQUEUE], ranks.told()
     (*_, last) = list_steps(ranks.run)
-    assert last == 1 and read_state(checkpoint_path(ranks.run, last))[0].owes_evaluation
+    assert last == 1 and read_manifest(checkpoint_path(ranks.run, last)).state.owes_evaluation
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,6 @@
 """The loop: one run from its first step, or from a checkpoint, to its last."""
 
-import resource
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +16,19 @@ from storydist.data.batch import Batch
 from storydist.data.index import ShardIndex
 from storydist.data.order import accumulation_steps, mix64
 from storydist.data.stream import Stream
-from storydist.losses import SumCount, all_losses, counts, total
+from storydist.losses import all_losses, counts, total
 from storydist.model import StoryModel, data_facts
-from storydist.training import checkpoint, failure, quarantine
+from storydist.training import checkpoint, failure, keep, quarantine
 from storydist.training.checkpoint import Identity, TrainState
+from storydist.training.identity import require_same
 from storydist.training.log import LOG, RunLog
+from storydist.training.meter import Meter
 from storydist.training.optim import build_optimizer, learning_rate_at
 from storydist.training.preemption import REQUEUE, Preemption, Stopped
+from storydist.training.ranks import failing_together
 from storydist.training.strategy import build_accelerator, gradient_scale
 from storydist.training.watchdog import Watchdog
+from storydist.training.writer import CheckpointWriter
 from storydist.verdict.assemble import choice_merit
 from storydist.verdict.evaluate import evaluate
 
@@ -91,12 +92,11 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
 def _watchdog(config: "Config", index: ShardIndex, accelerator: Accelerator, preemption: Preemption) -> Watchdog:
     path = Path(config.run.dir)
     (life,) = broadcast_object_list([uuid4().hex])
-    rank, world_size = accelerator.process_index, accelerator.num_processes
     return Watchdog(
         path,
         index,
-        rank=rank,
-        world_size=world_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
         hang_s=config.train.hang_s,
         life=life,
         ask=preemption.ask,
@@ -107,29 +107,54 @@ def _watchdog(config: "Config", index: ShardIndex, accelerator: Accelerator, pre
 def _require_fit(config: "Config", index: ShardIndex) -> None:
     """Raises ValueError for settings that the shards would only fail long after the start."""
     if config.losses.score and index.info.score is None:
-        raise ValueError(f"no training story of {index.root} has a score, so none can be learned; use losses.score=0")
+        raise ValueError(f"no training story of {index} has a score, so none can be learned; use losses.score=0")
     context, splits = config.data.context, (config.train.evaluate_split, "train")
     for split in splits if config.train.evaluate_every else ():
         if index.longest_story(split) <= context:
             raise ValueError(
-                f"{index.root} has no {split} story of more than {context} frames to evaluate on or with; "
+                f"{index} has no {split} story of more than {context} frames to evaluate on or with; "
                 "choose another train.evaluate_split, or train.evaluate_every=0"
             )
 
 
 def restore_newest(run: Run, say: Any, allow_change: tuple[str, ...] = ()) -> None:
-    """Puts the newest whole checkpoint into `run`; does nothing when there is none."""
-    step = checkpoint.newest_valid(run.path, say)
-    if step is None and checkpoint.list_steps(run.path):
-        raise ValueError(f"all checkpoints of {run.path} are damaged; move them away to start afresh")
-    if step is None:
+    """Puts the newest whole checkpoint into `run`; says so when there is none. Damaged ones behind it are renamed.
+
+    Collective: rank 0 chooses the checkpoint, every rank reads it.
+    """
+    chosen: tuple[int, str] | None = None  # step and the hash of its manifest
+    with failing_together():
+        if run.accelerator.is_main_process:
+            step = keep.newest_valid(run.path, say)
+            if step is None and keep.list_steps(run.path):
+                raise ValueError(f"all checkpoints of {run.path} are damaged; move them away to start afresh")
+            if step is not None:
+                chosen = step, checkpoint.read_manifest(keep.checkpoint_path(run.path, step)).sha256
+    (chosen,) = broadcast_object_list([chosen])
+    if chosen is None:
+        say(f"{run.path} holds no checkpoint to resume, so the run starts afresh")
         return
-    folder = checkpoint.checkpoint_path(run.path, step)
-    state, identity = checkpoint.read_state(folder)
-    checkpoint.require_same(identity, run.identity, allow_change, folder)
-    checkpoint.restore(folder, run.model, run.optimizer.optimizer, run.ema)
+    with failing_together():
+        step, sha256 = chosen
+        _restore(run, keep.checkpoint_path(run.path, step), sha256, say, allow_change)
+    with failing_together():
+        if run.accelerator.is_main_process:
+            keep.set_aside(run.path, after=step)
+
+
+def _restore(run: Run, folder: Path, sha256: str, say: Any, allow_change: tuple[str, ...]) -> None:
+    manifest = checkpoint.read_manifest(folder)
+    if manifest.sha256 != sha256:
+        raise ValueError(f"{folder} is not what rank 0 reads there; run.dir has to be one folder for all ranks")
+    state = manifest.state
+    changes = require_same(manifest.identity, run.identity, allow_change, folder)
+    for change in changes:
+        say(f"allowed to change: {change}")
+    checkpoint.restore(folder, manifest, run.model, run.optimizer.optimizer, run.ema)
     if run.accelerator.scaler is not None and state.scaler:
         run.accelerator.scaler.load_state_dict(state.scaler)
+    if any(change.startswith("checkpoint.best_metric ") for change in changes):
+        state.best_value = state.best_step = None  # judged by another figure
     run.state = state
 
 
@@ -140,11 +165,12 @@ def train(run: Run) -> int:
     with ExitStack() as stack:
         stack.enter_context(run.preemption)
         log = stack.enter_context(RunLog(run.path, state, num_steps)) if run.accelerator.is_main_process else None
+        writer = stack.enter_context(_writer(run, log)) if log else None
         steps = stack.enter_context(closing(run.stream.steps(state.samples_seen)))
         stop = False
         if state.owes_evaluation:  # a signal came before it
             with meter.paused():
-                stop = not _evaluate(run, meter, log)
+                stop = not _evaluate(run, meter, log, writer)
         while state.step < num_steps and not stop:
             run.watchdog.phase("data", state.step + 1)
             micro_batches = meter.waited(steps)
@@ -168,11 +194,12 @@ def train(run: Run) -> int:
                 every = config.train.evaluate_every
                 state.owes_evaluation = bool(every) and (last or state.step % every == 0)
                 if last or stop or state.owes_evaluation or state.step % config.train.save_every == 0:
-                    _save(run, meter, log)
+                    _save(run, meter, writer)
                 if state.owes_evaluation and not stop:
-                    stop = not _evaluate(run, meter, log)
+                    stop = not _evaluate(run, meter, log, writer)
             if log:
                 log.advance(state.step)
+        _finish_saving(run, writer)
         if state.step < num_steps or state.owes_evaluation:
             if log:
                 asked = run.preemption.asked or "a signal to another rank"
@@ -247,68 +274,6 @@ def _quarantine(run: Run, micro_batches: list[Batch], log: RunLog | None) -> Non
     quarantine.require_few(run.state, run.stream.num_samples, run.config.data.max_skipped)
 
 
-class Meter:
-    """Losses, speed and waiting since the last line of the log. A resumed run goes on within the interval it was in."""
-
-    def __init__(self, run: Run):
-        self.run, self.heads = run, run.config.losses.heads()
-        self.sums = torch.zeros(len(self.heads), 2, dtype=torch.float64, device=run.accelerator.device)
-        if run.state.interval and run.accelerator.is_main_process:  # it holds the sums over all ranks
-            self.sums += torch.tensor(run.state.interval, dtype=torch.float64, device=self.sums.device)
-        self._restart()
-
-    def _restart(self) -> None:
-        self.start, self.wait_s, self.steps = time.perf_counter(), 0.0, 0
-
-    def waited(self, steps: Iterator[list[Batch]]) -> list[Batch]:
-        """The next step's micro-batches; counts how long they were waited for."""
-        start = time.perf_counter()
-        micro_batches = next(steps)
-        self.wait_s += time.perf_counter() - start
-        self.steps += 1
-        return micro_batches
-
-    def add(self, losses: dict[str, SumCount]) -> None:
-        """Adds a micro-batch's (sum, count) of each loss."""
-        self.sums += torch.stack([torch.stack([s.detach(), c.to(s.dtype)]) for s, c in losses.values()]).double()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent inside is no training time."""
-        start = time.perf_counter()
-        yield
-        self.start += time.perf_counter() - start
-
-    def total(self) -> Tensor:
-        """(sum, count) of each loss over all ranks, float64 [heads, 2]. Collective."""
-        return self.run.accelerator.reduce(self.sums, reduction="sum")
-
-    def reduced(self) -> dict[str, float]:
-        """What a line of the log tells, over all ranks; begins a new interval. Collective."""
-        sums, elapsed = self.total(), time.perf_counter() - self.start
-        means = dict(zip(self.heads, (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist(), strict=True))
-        weights = self.run.config.losses
-        values = {"loss": sum(getattr(weights, head) * mean for head, mean in means.items())}
-        values |= {f"loss/{head}": mean for head, mean in means.items()}
-        values |= {
-            "samples_seen": self.run.state.samples_seen,
-            "skipped_samples": self.run.state.skipped_samples,
-            "samples_per_s": self.steps * self.run.config.train.global_batch / elapsed,
-            "data_wait_share": self.wait_s / elapsed,
-            "peak_memory_bytes": peak_memory_bytes(self.sums.device),
-        }
-        self.sums.zero_()
-        self._restart()
-        return values
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory that this rank has held: of the GPU where it has one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def judged_model(run: Run) -> StoryModel:
     """The weights that are judged: the moving average where there is one."""
     model = run.ema.module if run.ema is not None else run.model
@@ -316,7 +281,7 @@ def judged_model(run: Run) -> StoryModel:
     return model.eval()
 
 
-def _evaluate(run: Run, meter: "Meter", log: RunLog | None) -> bool:
+def _evaluate(run: Run, meter: Meter, log: RunLog | None, writer: CheckpointWriter | None) -> bool:
     """Judges the weights as they are, tells it, and saves what became of it: the best step so far. False when a signal
     came before it was done: it stays owed then.
     """
@@ -352,7 +317,7 @@ def _evaluate(run: Run, meter: "Meter", log: RunLog | None) -> bool:
         log.evaluation(run.state.step, evaluation)
         log.examples(run.state.step, evaluation["examples"])
     run.state.owes_evaluation = False
-    _save(run, meter, log)
+    _save(run, meter, writer)
     return True
 
 
@@ -362,15 +327,24 @@ def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
         run.state.best_value, run.state.best_step = value, run.state.step
 
 
-def _save(run: Run, meter: Meter, log: RunLog | None) -> None:
-    """Writes a checkpoint on rank 0; the others wait for it."""
+def _writer(run: Run, log: RunLog) -> CheckpointWriter:
+    return CheckpointWriter(run.path, run.config.checkpoint, run.state.step, flush=log.to_disk, say=log.say)
+
+
+def _save(run: Run, meter: Meter, writer: CheckpointWriter | None) -> None:
+    """Has rank 0 write a checkpoint beside the loop. Raises OSError on every rank when the one before failed."""
     run.watchdog.phase("save", run.state.step)
     run.state.interval = meter.total().tolist()
     if run.accelerator.scaler is not None:
         run.state.scaler = run.accelerator.scaler.state_dict()
-    if log:
-        checkpoint.save(run.path, run.state, run.identity, run.model, run.optimizer.optimizer, run.ema)
-        checkpoint.prune(run.path, run.config.checkpoint, run.state)
-        log.say(f"step {run.state.step} saved", shown=False)
+    with failing_together():
+        if writer:
+            writer.save(run.state, run.identity, run.model, run.optimizer.optimizer, run.ema)
+
+
+def _finish_saving(run: Run, writer: CheckpointWriter | None) -> None:
+    """Waits until the last checkpoint exists. Raises OSError on every rank when it could not be written."""
     run.watchdog.phase("barrier", run.state.step)
-    run.accelerator.wait_for_everyone()
+    with failing_together():
+        if writer:
+            writer.finish()

@@ -45,16 +45,17 @@ def main() -> int:
     from storydist.config import load_config
     from storydist.data.files import check_writable
     from storydist.data.index import ShardIndex
+    from storydist.data.location import absolute
     from storydist.run_folder import code_version
     from storydist.training.lock import locked
     from storydist.training.ranks import failing_together
     from storydist.training.trainer import build_run
 
     config = load_config(arguments.config, arguments.overrides)
-    run_dir, shards = Path(config.run.dir), Path(config.data.shards).resolve()
-    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(shards)})})
+    run_dir, shards = Path(config.run.dir), absolute(config.data.shards)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
     check_writable(run_dir)
-    index = ShardIndex.open(shards)
+    index = ShardIndex.open(shards, config.data.cache)
     say = print if os.environ.get("RANK", "0") == "0" else (lambda text: None)
     run = build_run(config, index, code_version())
     with ExitStack() as stack:
@@ -85,6 +86,7 @@ def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tu
         f"{run.path}: step {run.state.step} of {num_steps}, {run.stream.num_samples} samples an epoch, "
         f"{millions:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
     )
+    say(run.stream.mixing_told())
     try:
         return train(run)
     except FloatingPointError as error:

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from storydist.config import Config, parse_config
 from storydist.data.files import remove_leftovers, write_atomic
 from storydist.data.index import ShardIndex
+from storydist.data.storage import CacheConfig
 from storydist.model import StoryModel, data_facts
 from storydist.training import checkpoint
 from storydist.training.keep import checkpoint_path, pick
@@ -59,12 +60,12 @@ def load_run(
     config = read_config(run)
     step, notes = pick(run, which)
     folder = checkpoint_path(run, step)
-    index = _open_shards(shards or config.data.shards)
+    index = _open_shards(shards or config.data.shards, config.data.cache)
     manifest = checkpoint.read_manifest(folder)
     identity = manifest.identity
     if identity.fingerprint != index.info.fingerprint:
         raise ValueError(
-            f"{folder} was trained on other shards than {index.root}: fingerprint "
+            f"{folder} was trained on other shards than {index}: fingerprint "
             f"{identity.fingerprint[:12]}, found {index.info.fingerprint[:12]}"
         )
     model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data))
@@ -79,9 +80,9 @@ def load_run(
     return LoadedRun(model.to(device or torch.device("cpu")).eval(), config, index, step, notes)
 
 
-def _open_shards(path: str) -> ShardIndex:
+def _open_shards(location: str, cache: CacheConfig) -> ShardIndex:
     try:
-        return ShardIndex.open(path)
+        return ShardIndex.open(location, cache)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; if the run's shards were moved, name them with --shards") from None
 

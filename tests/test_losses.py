@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from storydist.data.stream import Stream
 from storydist.losses import LossConfig, all_losses, counts, total
-from tests.small_runs import batch_of, small_model
+from tests.small_runs import batch_of, data_config, small_model
 
 
 def means(index, *batches) -> dict[str, float]:
@@ -81,3 +82,19 @@ def test_a_story_without_score_or_text_takes_no_part(tiny_index):
 def test_switching_everything_off_is_refused():
     with pytest.raises(ValueError, match="every head is switched off"):
         LossConfig(next_frame=0, next_text=0, text_embedding=0, score=0, characters=0)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "global_batch"), [(2, 24), (3, 24), (4, 24), (6, 24), (8, 24), (5, 35), (7, 35)]
+)
+def test_all_ranks_together_lose_as_one(tiny_index, world_size, global_batch):
+    """Over the end of an epoch: 24 stories of unequal length, cut among ranks in any way."""
+
+    def lost(ranks: int) -> dict[str, float]:
+        streams = [
+            Stream(tiny_index, data_config(tiny_index), seed=1, global_batch=global_batch, rank=r, world_size=ranks)
+            for r in range(ranks)
+        ]
+        return means(tiny_index, *(stream.load_step(seen)[0] for seen in (0, global_batch) for stream in streams))
+
+    assert lost(world_size) == pytest.approx(lost(1), rel=1e-6)

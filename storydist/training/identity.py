@@ -9,10 +9,10 @@ from storydist.training.checkpoint import Identity
 
 FINGERPRINT = "fingerprint"
 # May differ between a checkpoint and the run that resumes it: where, when and how fast, which changes rounding at most.
-FREE_SECTIONS = ("run.",)
+FREE_SECTIONS = ("run.", "data.cache.")
 FREE_KEYS = frozenset(
     (
-        *("data.shards", "data.threads", "data.prefetch", "data.verify"),
+        *("data.shards", "data.threads", "data.prefetch", "data.verify", "data.max_skipped"),
         *("train.threads", "train.device", "train.log_every", "train.save_every", "train.evaluate_every"),
         *("checkpoint.keep_last", "checkpoint.keep_best"),
     )

@@ -73,6 +73,7 @@ def main() -> int:
         f"{run_dir}: step {run.state.step} of {config.train.steps}, {run.stream.num_samples} samples an epoch, "
         f"{millions:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
     )
+    say(run.stream.mixing_told())
     try:
         return train(run)
     except FloatingPointError as error:

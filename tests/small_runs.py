@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from storydist.config import Config, parse_config
-from storydist.data.batch import Batch
+from storydist.data.batch import Batch, padding_run
+from storydist.data.frame_runs import SampleReader
 from storydist.data.index import ShardIndex
 from storydist.data.settings import DataConfig
-from storydist.data.stream import SampleReader, collate_runs, special_pieces
+from storydist.data.stream import collate_runs, special_pieces
 from storydist.losses import LossConfig
 from storydist.model import ModelConfig, StoryModel, data_facts
 
@@ -54,5 +55,5 @@ def batch_of(index: ShardIndex, *stories: int, padding: bool = False) -> Batch:
     reader = SampleReader(index, config)
     runs = [reader.read(story) for story in stories]
     if padding:
-        runs.append(reader.read(stories[0], valid=0.0))
+        runs.append(padding_run(reader.size))
     return collate_runs(runs, config, special_pieces(index))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from storydist.data.frame_runs import SampleReader
 from storydist.data.settings import DataConfig
-from storydist.data.stream import SampleReader, evaluation_batches
+from storydist.data.stream import evaluation_batches
 from storydist.verdict.baselines import (
     COPY_LAST,
     fit_floors,

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storydist.data.order import Order, accumulation_steps, evaluation_slices, mix64, rank_slice, shuffled
+from storydist.data.order import Order, accumulation_steps, evaluation_slices, mix64, mixing, rank_slice, shuffled
 
-SHARDS = np.array([7, 1, 0, 13, 5, 8, 3])  # 37 samples: divides by nothing
+SHARDS = np.array([7, 1, 13, 5, 8, 3])  # 37 samples: divides by nothing
 
 
 def order(seed: int = 3, block_shards: int = 2, shuffle: bool = True) -> Order:
@@ -41,12 +41,12 @@ def test_unshuffled_order_is_the_stored_one():
     assert ids(order(shuffle=False).take(30, 44)) == [30, 31, 32, 33, 34, 35, 36, 0, 1, 2, 3, 4, 5, 6]
 
 
-def test_blocks_bound_how_many_shards_are_open():
+def test_a_block_needs_few_shards():
     shard_of = np.repeat(np.arange(len(SHARDS)), SHARDS)
     epoch = order(block_shards=2).epoch(0)
     start = 0
     for end in epoch.ends:
-        assert len(set(shard_of[epoch.take(start, int(end))])) <= 2
+        assert len(set(shard_of[epoch.take(start, int(end))])) == 2
         start = int(end)
 
 
@@ -96,9 +96,36 @@ def test_nothing_to_order_is_an_error():
 
 
 def test_the_documentation_s_example():
-    small = Order(np.array([3, 2, 4]), seed=7, block_shards=2)
+    small = Order(np.array([3, 2, 4, 2]), seed=7, block_shards=2)
     page = (Path(__file__).resolve().parents[1] / "docs" / "stream.md").read_text()
-    for key, count in (((7, 0, 1), 3), ((7, 0, 2, 0), 5)):
+    for key, count in (((7, 0, 1), 4), ((7, 0, 2, 0), 4)):
         assert all(f"`{int(h):016x}`" in page for h in mix64(*key, items=np.arange(count)))
-    assert "epoch is " + ", ".join(map(str, ids(small.take(0, 9)))) + "." in page
-    assert ids(small.take(7, 13)) == [8, 7, 0, 1, 3, 4]
+    assert "epoch is " + ", ".join(map(str, ids(small.take(0, 11)))) + "." in page
+    assert f"samples {', '.join(map(str, ids(small.take(9, 11))))} of epoch 0" in page
+    assert f"then {', '.join(map(str, ids(small.take(11, 18))))} of epoch 1" in page
+
+
+@pytest.mark.parametrize("num_shards", [1, 5, 63, 64, 127, 128, 200, 1000])
+def test_blocks_are_even_and_hold_each_shard_once(num_shards):
+    epoch = Order(np.full(num_shards, 3), seed=1, block_shards=64).epoch(2)
+    sizes = [len(epoch.shards_of(block)) for block in range(epoch.num_blocks)]
+    assert max(sizes) - min(sizes) <= 1 and max(sizes) < 128
+    assert min(sizes) >= min(64, num_shards)
+    assert sorted(shard for block in range(epoch.num_blocks) for shard in epoch.shards_of(block)) == list(
+        range(num_shards)
+    )
+
+
+@pytest.mark.parametrize(("num_shards", "per_shard"), [(13, 50), (100, 40), (1000, 64), (3000, 10)])
+def test_neighbours_come_from_everywhere(num_shards, per_shard):
+    """At most 0.12 of the pairs among 12 neighbours lie in the same tenth of the data; 0.10 is a full shuffle."""
+    counts = per_shard + mix64(items=np.arange(num_shards)).astype(np.int64) % 7
+    assert mixing(Order(counts, seed=3, block_shards=64)) <= 0.12
+
+
+def test_the_measure_of_mixing():
+    counts = np.full(200, 60)
+    assert mixing(Order(counts, seed=3, block_shards=64, shuffle=False)) > 0.95
+    assert mixing(Order(counts, seed=3, block_shards=200)) == pytest.approx(0.10, abs=0.005)
+    assert mixing(Order(counts, seed=3, block_shards=8)) == pytest.approx(0.1 + 0.9 / 8, abs=0.05)
+    assert np.isnan(mixing(Order(np.array([3, 4]), seed=3, block_shards=8)))

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from storydist.data.frame_runs import SampleReader
 from storydist.verdict.score_baselines import (
     BAG,
     BINS,
@@ -15,7 +16,8 @@ from storydist.verdict.score_baselines import (
     tag_features,
 )
 from storydist.verdict.score_metrics import score_errors
-from storydist.verdict.windows import samples
+from storydist.verdict.windows import texts_and_tags
+from tests.small_runs import data_config
 from tests.tiny_shards import write_shards
 
 
@@ -26,19 +28,20 @@ def index(tmp_path_factory):
 
 def test_counts_fall_into_their_bins(index):
     stories = list(index.split("train"))[:5]
-    features = tag_features(index, stories, 6)
-    for row, sample in zip(features, samples(index, stories), strict=True):
+    features = tag_features(index, stories, data_config(index), 6)
+    for row, sample in zip(features, texts_and_tags(SampleReader(index, data_config(index)), stories), strict=True):
+        assert sample is not None
         plain = np.zeros((4, 6))
         for frame, tag, _ in sample.tags:
             plain[0, tag] += 1
             if frame >= 0:
-                plain[1 + frame * 3 // sample.num_frames, tag] += 1
+                plain[1 + frame * 3 // len(sample.lengths), tag] += 1
         assert row[:, :-1].tolist() == plain.tolist()
-        assert row[0, -1] == sample.num_frames == row[1:, -1].sum()
+        assert row[0, -1] == len(sample.lengths) == row[1:, -1].sum()
 
 
 def test_only_the_order_tells_so_only_bins_know(index):
-    floors = score_floors(index, "test", seed=0)
+    floors = score_floors(index, "test", data_config(index), seed=0)
     stories = index.split("test")
     true = index.stories[stories.start : stories.stop]["score"].astype(float)
     r2: dict[str, Any] = {name: score_errors(predicted, true)["score R2"] for name, predicted in floors.items()}
@@ -47,7 +50,7 @@ def test_only_the_order_tells_so_only_bins_know(index):
 
 
 def test_training_mean_is_of_the_training_split(index):
-    floors = score_floors(index, "test", seed=0)
+    floors = score_floors(index, "test", data_config(index), seed=0)
     train = index.split("train")
     assert floors[TRAIN_MEAN] == pytest.approx(np.full(30, index.stories[train.start : train.stop]["score"].mean()))
 
@@ -61,8 +64,10 @@ def test_ridge_chooses_the_better_reading():
 
 
 def test_no_scores_no_floors(tmp_path):
-    assert score_floors(write_shards(tmp_path, scored=False), "test", seed=0) == {}
+    index = write_shards(tmp_path, scored=False)
+    assert score_floors(index, "test", data_config(index), seed=0) == {}
 
 
 def test_too_few_stories_for_a_regression(tmp_path):
-    assert list(score_floors(write_shards(tmp_path, train=5), "test", seed=0)) == [TRAIN_MEAN]
+    index = write_shards(tmp_path, train=5)
+    assert list(score_floors(index, "test", data_config(index), seed=0)) == [TRAIN_MEAN]

@@ -5,11 +5,13 @@ import math
 import tarfile
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from storydist.data.files import sha256_file
+from storydist.data.frames import encode_jpeg
 from storydist.data.index import MEMBER_DTYPE, STORY_DTYPE, ShardIndex, write_index
 from storydist.data.sample import TAG_KINDS, Sample, encode, sample_key
 from storydist.data.text import Wordpieces, train_wordpieces
@@ -42,14 +44,21 @@ TAGS = [
 ]
 
 
-def write_shards(folder: Path, *, train: int = 24, test: int = 6, scored: bool = True, seed: int = 3) -> ShardIndex:
-    """Stories of 4 to 8 frames; the score is 1 if "runs" comes before "sleeps", else 0: only the order tells."""
+def write_shards(
+    folder: Path, *, train: int = 24, test: int = 6, scored: bool = True, seed: int = 3, jpeg: bool = False
+) -> ShardIndex:
+    """Stories of 4 to 8 frames; the score is 1 if "runs" comes before "sleeps", else 0: only the order tells.
+
+    `jpeg`: frames are JPEG files instead of raw pixels.
+    """
     generator = np.random.default_rng(seed)
     tokenizer = train_wordpieces([" ".join(WORDS)] * 3, 120)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / "tokenizer")
     splits = {"train": train, "test": test}
     made = {split: [_story(split, i, generator, tokenizer, scored) for i in range(n)] for split, n in splits.items()}
+    if jpeg:
+        made = {split: [_as_jpeg(sample) for sample in samples] for split, samples in made.items()}
     suffixes: dict[str, int] = {}
     stories: list[tuple] = []
     members: list[tuple] = []
@@ -78,9 +87,9 @@ def write_shards(folder: Path, *, train: int = 24, test: int = 6, scored: bool =
             }
         )
     info = {
-        "frames": "raw",
-        "height": HEIGHT,
-        "width": WIDTH,
+        "frames": "original" if jpeg else "raw",
+        "height": None if jpeg else HEIGHT,
+        "width": None if jpeg else WIDTH,
         "tokenizer": "train:120",
         "vocabulary_size": tokenizer.vocabulary_size,
         "suffixes": list(suffixes),
@@ -103,6 +112,14 @@ def write_shards(folder: Path, *, train: int = 24, test: int = 6, scored: bool =
     idf = _idf(made["train"], tokenizer.vocabulary_size)
     write_index(folder, info, np.array(stories, STORY_DTYPE), np.array(members, MEMBER_DTYPE), ids, idf)
     return ShardIndex.open(folder)
+
+
+def _as_jpeg(sample: Sample) -> Sample:
+    """The same story with JPEG frames, twice as high and as wide."""
+    assert isinstance(sample.frames, np.ndarray)
+    return replace(
+        sample, frames=tuple(encode_jpeg(frame.repeat(2, axis=0).repeat(2, axis=1)) for frame in sample.frames)
+    )
 
 
 def _idf(samples: list[Sample], vocabulary_size: int) -> np.ndarray:

@@ -6,8 +6,8 @@ A window is K consecutive frames and the frame after them; every position of eve
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,27 +26,43 @@ class SpecialPieces(NamedTuple):
     sep: int
 
 
-@dataclass(frozen=True)
-class FrameRun:
+class FrameRun(NamedTuple):
     """Consecutive frames of one story: what one sample brings to a batch. S frames.
 
-    frames uint8 [S, H, W, 3]; wordpieces: S arrays int32 (no special pieces); tags int32 [S'] rows (frame within the
-    run or -1, tag, kind);
-    characters uint8 [S, P]; times_s float32 [S], NaN unknown; first_position: place of the first frame in its story;
-    score NaN unknown;
-    valid 0.0 marks padding, which no sum counts.
+    frames uint8 [S, H, W, 3]; wordpieces int32 [T], all descriptions end to end (no special pieces); lengths int32 [S]
+    of each; tags int32 [G, 3] rows (frame within the run or -1, tag, kind); characters uint8 [S, P]; times_s float32
+    [S], NaN unknown; first_position: place of the first frame in its story; score NaN unknown; valid 0.0 marks padding,
+    which no sum counts.
     """
 
     story: int
     story_id: str
     frames: np.ndarray
-    wordpieces: list[np.ndarray]
+    wordpieces: np.ndarray
+    lengths: np.ndarray
     tags: np.ndarray
     characters: np.ndarray
     times_s: np.ndarray
     first_position: int
     score: float
     valid: float = 1.0
+
+
+def padding_run(size: tuple[int, int]) -> FrameRun:
+    """A run that stands where a rank has no sample: one black frame, no text, and no sum counts it."""
+    return FrameRun(
+        story=0,
+        story_id="",
+        frames=np.zeros((1, *size, 3), dtype=np.uint8),
+        wordpieces=np.zeros(0, dtype=np.int32),
+        lengths=np.zeros(1, dtype=np.int32),
+        tags=np.zeros((0, 3), dtype=np.int32),
+        characters=np.zeros((1, 0), dtype=np.uint8),
+        times_s=np.full(1, np.nan, dtype=np.float32),
+        first_position=0,
+        score=np.nan,
+        valid=0.0,
+    )
 
 
 @dataclass
@@ -77,6 +93,7 @@ class Batch:
     window_story_M: Tensor  # row of B
     target_lengths_M: Tensor  # lengths_N of the targets, on the CPU too
     valid_M: Tensor
+    bad: list[Any] = field(default_factory=list)  # (span, BadSample) of what was to be in it and could not be used
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`, lengths excepted."""
@@ -87,7 +104,7 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if isinstance(value, Tensor) and name not in ON_CPU:
                 values[name] = change(value)
@@ -95,95 +112,112 @@ class Batch:
 
 
 def collate(
-    runs: Sequence[FrameRun], *, context: int, special: SpecialPieces, max_wordpieces: int, max_tags: int
+    runs: Sequence[FrameRun],
+    *,
+    context: int,
+    special: SpecialPieces,
+    max_wordpieces: int,
+    max_tags: int,
+    frames_NHWC: Tensor | None = None,
 ) -> Batch:
     """One batch from `runs`, at least one. A text keeps its first max_wordpieces - 2 pieces, a frame or story its first
-    max_tags tags.
+    max_tags tags. `frames_NHWC`: memory in which the runs' frames lie end to end already.
     """
-    counts = np.array([len(run.frames) for run in runs])
+    counts = np.array([len(run.lengths) for run in runs])
     first_row = np.cumsum(counts) - counts
     story_N = np.repeat(np.arange(len(runs)), counts)
     scores = np.array([run.score for run in runs], dtype=np.float32)
-    seconds = np.concatenate([run.times_s for run in runs]).astype(np.float32)
-    wordpieces, lengths = _pad_texts([text for run in runs for text in run.wordpieces], special, max_wordpieces)
-    frame_tags, story_tags = _split_tags(runs, max_tags)
+    seconds = np.concatenate([run.times_s for run in runs])
+    score_known, seconds_known = ~np.isnan(scores), ~np.isnan(seconds)
+    wordpieces, lengths = _pad_texts(
+        np.concatenate([run.wordpieces for run in runs]),
+        np.concatenate([run.lengths for run in runs]).astype(np.int64),
+        special,
+        max_wordpieces,
+    )
     characters, character_mask = _pad_characters(runs)
-    windows, window_story = _windows(counts, first_row, context)
+    first_positions = np.array([run.first_position for run in runs])
     run_valid = np.array([run.valid for run in runs], dtype=np.float32)
-    valid_windows = run_valid[window_story]
-    if not len(windows):  # every parameter takes part in every backward, if only by a window that counts nothing
-        windows = np.zeros((1, context + 1), dtype=np.int64)
-        window_story, valid_windows = np.zeros(1, dtype=np.int64), np.zeros(1, np.float32)
     tensor = torch.from_numpy
     return Batch(
         ids=[run.story_id for run in runs],
         story_B=torch.tensor([run.story for run in runs]),
         valid_B=tensor(run_valid),
-        score_B=tensor(np.nan_to_num(scores, nan=0.0)),
-        score_known_B=tensor(~np.isnan(scores)),
-        story_tags_BG=tensor(story_tags[:, :, 0]),
-        story_tag_mask_BG=tensor(story_tags[:, :, 2] > 0),
+        score_B=tensor(np.where(score_known, scores, np.float32(0))),
+        score_known_B=tensor(score_known),
         character_mask_BP=tensor(character_mask),
-        frames_NHWC=tensor(np.concatenate([run.frames for run in runs])),
+        frames_NHWC=tensor(np.concatenate([run.frames for run in runs])) if frames_NHWC is None else frames_NHWC,
         frame_story_N=tensor(story_N),
-        position_N=tensor(np.concatenate([run.first_position + np.arange(len(run.frames)) for run in runs])),
-        seconds_N=tensor(np.nan_to_num(seconds, nan=0.0)),
-        seconds_known_N=tensor(~np.isnan(seconds)),
+        position_N=tensor(np.arange(len(story_N)) + (first_positions - first_row)[story_N]),
+        seconds_N=tensor(np.where(seconds_known, seconds, np.float32(0))),
+        seconds_known_N=tensor(seconds_known),
         wordpieces_NL=tensor(wordpieces),
         lengths_N=tensor(lengths),
-        tags_NG=tensor(frame_tags[:, :, 0]),
-        tag_kinds_NG=tensor(frame_tags[:, :, 1]),
-        tag_mask_NG=tensor(frame_tags[:, :, 2] > 0),
+        **_tags(runs, first_row, len(story_N), max_tags),
         characters_NP=tensor(characters),
-        windows_MK=tensor(windows[:, :context]),
-        target_M=tensor(windows[:, context]),
-        window_story_M=tensor(window_story),
-        target_lengths_M=tensor(lengths[windows[:, context]]),
-        valid_M=tensor(valid_windows),
+        **_windows(counts, first_row, run_valid, lengths, context),
     )
 
 
 def _pad_texts(
-    texts: Sequence[np.ndarray], special: SpecialPieces, max_wordpieces: int
+    flat_T: np.ndarray, lengths_N: np.ndarray, special: SpecialPieces, max_wordpieces: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    kept = [text[: max_wordpieces - 2] for text in texts]
-    ends = [[special.sep] if len(k) == len(t) else [] for k, t in zip(kept, texts, strict=True)]
-    lengths = np.array([1 + len(k) + len(e) for k, e in zip(kept, ends, strict=True)], dtype=np.int64)
-    padded = np.full((len(texts), int(lengths.max())), PAD, dtype=np.int64)
-    padded[:, 0] = special.cls
-    for row, text, end in zip(padded, kept, ends, strict=True):
-        row[1 : 1 + len(text)] = text
-        row[1 + len(text) : 1 + len(text) + len(end)] = end
-    return padded, lengths
+    """int64 [N, L] and [N] from all texts end to end and the length of each."""
+    flat_T, kept_N = _cut(flat_T, lengths_N, max_wordpieces - 2)
+    whole_N = kept_N == lengths_N
+    ends_N = kept_N + 1 + whole_N
+    width = int(kept_N.max())
+    padded_NL = np.full((len(lengths_N), int(ends_N.max())), PAD, dtype=np.int64)
+    padded_NL[:, 0] = special.cls
+    # Row by row, as the texts lie in flat_T.
+    padded_NL[:, 1 : 1 + width][np.arange(width) < kept_N[:, None]] = flat_T
+    rows = np.flatnonzero(whole_N)
+    padded_NL[rows, 1 + kept_N[rows]] = special.sep
+    return padded_NL, ends_N
 
 
-def _pad_tags(rows: Sequence[np.ndarray], max_tags: int) -> np.ndarray:
-    """int64 [rows, G, 3] of (tag, kind, present) from arrays [g, 2] of (tag, kind)."""
-    width = min(max_tags, max((len(r) for r in rows), default=0))
-    padded = np.zeros((len(rows), max(width, 1), 3), dtype=np.int64)
-    for out, row in zip(padded, rows, strict=True):
-        kept = row[:max_tags]
-        out[: len(kept), :2] = kept
-        out[: len(kept), 2] = 1
-    return padded
+def _cut(flat: np.ndarray, lengths: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `most` rows of each of the pieces that lie end to end in `flat`, and their new lengths."""
+    if not len(flat) or lengths.max() <= most:
+        return flat, lengths
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return flat[place < most], np.minimum(lengths, most)
 
 
-def _split_tags(runs: Sequence[FrameRun], max_tags: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tags of all frames and of all stories, padded."""
-    per_frame: list[np.ndarray] = []
-    per_story: list[np.ndarray] = []
-    for run in runs:
-        assert run.tags.ndim == 2 and run.tags.shape[1] == 3, run.tags.shape
-        assert run.tags.size == 0 or run.tags[:, 2].max() < len(TAG_KINDS), run.story_id
-        per_story.append(run.tags[run.tags[:, 0] < 0, 1:])
-        per_frame.extend(run.tags[run.tags[:, 0] == frame, 1:] for frame in range(len(run.frames)))
-    return _pad_tags(per_frame, max_tags), _pad_tags(per_story, max_tags)
+def _tags(runs: Sequence[FrameRun], first_row: np.ndarray, num_frames: int, max_tags: int) -> dict[str, Any]:
+    """The batch's fields for tags of frames and of stories."""
+    tags_G3 = np.concatenate([run.tags for run in runs])
+    story_G = np.repeat(np.arange(len(runs)), [len(run.tags) for run in runs])
+    assert not len(tags_G3) or tags_G3[:, 2].max() < len(TAG_KINDS), tags_G3[:, 2].max()
+    of_frame, of_story = np.flatnonzero(tags_G3[:, 0] >= 0), np.flatnonzero(tags_G3[:, 0] < 0)
+    row_G = (first_row[story_G] + tags_G3[:, 0])[of_frame]
+    tags_NG, kinds_NG, mask_NG = _pad_tags(row_G, tags_G3[of_frame], num_frames, max_tags)
+    tags_BG, _, mask_BG = _pad_tags(story_G[of_story], tags_G3[of_story], len(runs), max_tags)
+    return {
+        "tags_NG": tags_NG,
+        "tag_kinds_NG": kinds_NG,
+        "tag_mask_NG": mask_NG,
+        "story_tags_BG": tags_BG,
+        "story_tag_mask_BG": mask_BG,
+    }
+
+
+def _pad_tags(row_G: np.ndarray, tags_G3: np.ndarray, num_rows: int, max_tags: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tag and kind, int64 [R, G], and which are there; from (_, tag, kind) in order of mention and the row of each."""
+    if (row_G[1:] < row_G[:-1]).any():
+        order = np.argsort(row_G, kind="stable")
+        row_G, tags_G3 = row_G[order], tags_G3[order]
+    tags_G3, counts_R = _cut(tags_G3, np.bincount(row_G, minlength=num_rows), max_tags)
+    present_RG = np.arange(max(1, int(counts_R.max()))) < counts_R[:, None]
+    padded_2RG = np.zeros((2, *present_RG.shape), dtype=np.int64)
+    padded_2RG[:, present_RG] = tags_G3[:, 1:].T
+    return torch.from_numpy(padded_2RG[0]), torch.from_numpy(padded_2RG[1]), torch.from_numpy(present_RG)
 
 
 def _pad_characters(runs: Sequence[FrameRun]) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [N, P] and bool [B, P]: presence, and which columns are characters of the story."""
-    width = max(1, *(run.characters.shape[1] for run in runs)) if runs else 1
-    present = np.zeros((sum(len(run.frames) for run in runs), width), dtype=np.uint8)
+    width = max(1, *(run.characters.shape[1] for run in runs))
+    present = np.zeros((sum(len(run.lengths) for run in runs), width), dtype=np.uint8)
     mask = np.zeros((len(runs), width), dtype=bool)
     row = 0
     for story, run in enumerate(runs):
@@ -194,9 +228,22 @@ def _pad_characters(runs: Sequence[FrameRun]) -> tuple[np.ndarray, np.ndarray]:
     return present, mask
 
 
-def _windows(counts: np.ndarray, first_row: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [M, K + 1] rows of N, target last, and int64 [M] the story of each window."""
-    per_story = np.maximum(counts - context, 0)
-    story = np.repeat(np.arange(len(counts)), per_story)
-    start = np.arange(len(story)) - np.repeat(np.cumsum(per_story) - per_story, per_story) + first_row[story]
-    return start[:, None] + np.arange(context + 1), story
+def _windows(
+    counts_B: np.ndarray, first_row_B: np.ndarray, valid_B: np.ndarray, lengths_N: np.ndarray, context: int
+) -> dict[str, Any]:
+    """The batch's fields for windows: every K + 1 rows of N in a row that belong to one story."""
+    per_story_B = np.maximum(counts_B - context, 0)
+    story_M = np.repeat(np.arange(len(counts_B)), per_story_B)
+    start_M = np.arange(len(story_M)) + (first_row_B - np.cumsum(per_story_B) + per_story_B)[story_M]
+    windows_MK, valid_M = start_M[:, None] + np.arange(context + 1), valid_B[story_M]
+    if not len(story_M):  # every parameter takes part in every backward, if only by a window that counts nothing
+        windows_MK = np.zeros((1, context + 1), dtype=np.int64)
+        story_M, valid_M = np.zeros(1, dtype=np.int64), np.zeros(1, np.float32)
+    tensor = torch.from_numpy
+    return {
+        "windows_MK": tensor(windows_MK[:, :context]),
+        "target_M": tensor(windows_MK[:, context]),
+        "window_story_M": tensor(story_M),
+        "target_lengths_M": tensor(lengths_N[windows_MK[:, context]]),
+        "valid_M": tensor(valid_M),
+    }

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +146,10 @@ class ShardIndex:
         """Path of a whole shard on this node. Raises FileNotFoundError, or ValueError when its size is another."""
         info = self.info.shards[shard]
         return self.storage.fetch(info.name, info.size_bytes, info.sha256)
+
+    def prefetch_shards(self, shards: Sequence[int]) -> None:
+        """Says which shards will be wanted soon, so that those that lie elsewhere are fetched ahead."""
+        self.storage.prefetch([self.info.shards[shard].name for shard in shards])
 
     def story_id(self, story: int) -> str:
         return bytes(self.story_ids[story]).decode()

@@ -4,15 +4,19 @@ Only C-ordered arrays of the plain dtypes in `DTYPES` exist here; in particular 
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
+import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 DTYPES = ("|u1", "<i4", "<f4")
+_ITEM_BYTES = {dtype: np.dtype(dtype).itemsize for dtype in DTYPES}
 _PREFIX = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(rb"\{'descr': '([|<][a-z]\d)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n")
 _ALIGNMENT = 64
+_USUAL_BYTES = 128  # of a header; shorter and longer ones are legal
 
 
 def to_npy(array: np.ndarray) -> bytes:
@@ -28,23 +32,47 @@ def to_npy(array: np.ndarray) -> bytes:
 
 
 def from_npy(data: bytes | memoryview, dtype: str, shape: Sequence[int | None]) -> np.ndarray:
-    """The array in .npy bytes, a read-only view of `data`. `shape`: what it must have, None for any length.
+    """The array in .npy bytes, a view of `data`. `shape`: what it must have, None for any length.
 
     Raises ValueError when the header, dtype, shape or number of bytes is not as needed.
     """
-    start = len(_PREFIX) + 2
-    if bytes(data[: len(_PREFIX)]) != _PREFIX:
-        raise ValueError("not a .npy file of format 1.0")
-    end = start + int.from_bytes(data[len(_PREFIX) : start], "little")
-    match = _HEADER.fullmatch(bytes(data[start:end]))
-    if match is None:
-        raise ValueError(f"unreadable .npy header {bytes(data[start:end])[:80]!r}")
-    found_shape = tuple(int(size) for size in match[2].split(b",") if size.strip())
-    fits = len(found_shape) == len(shape) and all(b in (None, a) for a, b in zip(found_shape, shape, strict=True))
-    if match[1].decode() != dtype or not fits:
+    found_dtype, found_shape, start = read_header(data)
+    fits = found_dtype == dtype and len(found_shape) == len(shape)
+    if not fits or any(b is not None and a != b for a, b in zip(found_shape, shape, strict=True)):
         wanted = "x".join("?" if size is None else str(size) for size in shape)
-        raise ValueError(f"holds {match[1].decode()} {found_shape}, needed {dtype} {wanted}")
-    payload = data[end:]
-    if len(payload) != int(np.prod(found_shape, dtype=np.int64)) * np.dtype(dtype).itemsize:
-        raise ValueError(f"holds {len(payload)} bytes, which is not {dtype} {found_shape}")
-    return np.frombuffer(payload, dtype=dtype).reshape(found_shape)
+        raise ValueError(f"holds {found_dtype} {found_shape}, needed {dtype} {wanted}")
+    count = math.prod(found_shape)
+    if len(data) - start != count * _ITEM_BYTES[dtype]:
+        raise ValueError(f"holds {len(data) - start} bytes, which is not {dtype} {found_shape}")
+    if not count:  # no bytes cannot be viewed
+        return np.empty(found_shape, dtype)
+    return np.frombuffer(data, dtype, count, start).reshape(found_shape)
+
+
+def read_header(data: bytes | memoryview) -> tuple[str, tuple[int, ...], int]:
+    """(dtype, shape, where the values begin) of .npy bytes, of which the beginning is enough.
+
+    Raises ValueError when they are not a .npy file as `to_npy` writes it.
+    """
+    try:
+        return _parse(bytes(data[:_USUAL_BYTES]))
+    except _LongerHeader as error:
+        return _parse(bytes(data[: error.args[0]]))
+
+
+class _LongerHeader(Exception):  # noqa: N818 (no error: more bytes are needed)
+    """The header is as long as this."""
+
+
+@lru_cache(maxsize=4096)  # the headers of a shard set repeat
+def _parse(beginning: bytes) -> tuple[str, tuple[int, ...], int]:
+    if beginning[: len(_PREFIX)] != _PREFIX:
+        raise ValueError("not a .npy file of format 1.0")
+    start = len(_PREFIX) + 2
+    end = start + int.from_bytes(beginning[len(_PREFIX) : start], "little")
+    if end > len(beginning) == _USUAL_BYTES:
+        raise _LongerHeader(end)
+    match = _HEADER.fullmatch(beginning[start:end])
+    if match is None or end > len(beginning):
+        raise ValueError(f"unreadable .npy header {beginning[start:end][:80]!r}")
+    return match[1].decode(), tuple(int(size) for size in match[2].split(b",") if size.strip()), end

@@ -3,17 +3,15 @@
 The samples of a split lie in shards, numbered end to end. An epoch's order is made in three steps:
 
 1. the shards are shuffled;
-2. neighbours in that order form blocks of `block_shards` shards;
+2. neighbours in that order form blocks of at least `block_shards` shards, as even as can be;
 3. within a block all samples are shuffled.
 
-So a reader holds one block of shards open at a time, and every sample comes exactly once. Shuffling means sorting by
-the
-hash `mix64(seed, epoch, stage, number)`: the same on every machine and for every library version, and easy to recompute
-by hand.
+So a reader needs one block of shards at a time, each shard comes once an epoch, and so does every sample. Shuffling
+means sorting by the hash `mix64(seed, epoch, stage, number)`: the same on every machine and for every library version,
+and easy to recompute by hand.
 
 Epochs follow each other without a seam: position p belongs to epoch p // n, and a global batch may span two epochs. So
-every
-step consumes exactly `global_batch` samples, and the whole state of the order is the number of samples seen.
+every step consumes exactly `global_batch` samples, and the whole state of the order is the number of samples seen.
 """
 
 from collections.abc import Iterator
@@ -53,15 +51,24 @@ class EpochOrder:
         self.shards = shuffled(num_shards, seed, epoch, _SHARDS) if shuffle else np.arange(num_shards)
         self.counts = samples_per_shard[self.shards]
         self.first_sample = (np.cumsum(samples_per_shard) - samples_per_shard)[self.shards]
-        # Block b takes shards[b * block_shards : (b + 1) * block_shards] and the positions ends[b-1] .. ends[b].
-        self.block_shards = block_shards
-        self.ends = np.add.reduceat(self.counts, np.arange(0, num_shards, block_shards)).cumsum()
+        # Block b takes shards[cuts[b] : cuts[b + 1]] and the positions ends[b - 1] .. ends[b].
+        self.num_blocks = max(1, num_shards // block_shards)
+        self.cuts = np.arange(self.num_blocks + 1) * num_shards // self.num_blocks
+        self.ends = np.add.reduceat(self.counts, self.cuts[:-1]).cumsum()
         self._block: tuple[int, np.ndarray] | None = None
+
+    def shards_of(self, block: int) -> np.ndarray:
+        """int64: the shards of one block, as numbered in `samples_per_shard`."""
+        return self.shards[self.cuts[block] : self.cuts[block + 1]]
+
+    def block_at(self, position: int) -> int:
+        """The block in which a position of this epoch lies."""
+        return int(np.searchsorted(self.ends, position, side="right"))
 
     def block(self, number: int) -> np.ndarray:
         """int64: the samples of one block, in their order."""
         if self._block is None or self._block[0] != number:
-            shards = slice(number * self.block_shards, (number + 1) * self.block_shards)
+            shards = slice(self.cuts[number], self.cuts[number + 1])
             runs = [np.arange(f, f + c) for f, c in zip(self.first_sample[shards], self.counts[shards], strict=True)]
             samples = np.concatenate(runs)
             if self.shuffle:
@@ -74,7 +81,7 @@ class EpochOrder:
         assert 0 <= start <= stop <= self.ends[-1], (start, stop, int(self.ends[-1]))
         parts = [np.empty(0, dtype=np.int64)]
         while start < stop:
-            number = int(np.searchsorted(self.ends, start, side="right"))
+            number = self.block_at(start)
             begin = int(self.ends[number - 1]) if number else 0
             end = min(stop, int(self.ends[number]))
             parts.append(self.block(number)[start - begin : end - begin])
@@ -85,15 +92,16 @@ class EpochOrder:
 class Order:
     """All epochs, one after the other, over the same samples.
 
-    samples_per_shard: int64 [shards]. block_shards: shards that are shuffled together, >= 1. Raises ValueError when
-    there is nothing to order.
+    samples_per_shard: int64 [shards], each at least 1. block_shards: shards that are shuffled together at least, >= 1;
+    fewer than twice as many are. Raises ValueError when there is nothing to order.
     """
 
     def __init__(self, samples_per_shard: np.ndarray, *, seed: int, block_shards: int, shuffle: bool = True):
         self.num_samples = int(samples_per_shard.sum())
         if self.num_samples == 0:
             raise ValueError("there is no sample to order: every story is too short, or the split is empty")
-        self.samples_per_shard = samples_per_shard[samples_per_shard > 0]
+        assert samples_per_shard.min() > 0, "a shard without a sample takes part in no order"
+        self.samples_per_shard = samples_per_shard
         self.settings = {"seed": seed, "block_shards": block_shards, "shuffle": shuffle}
         self._epoch: EpochOrder | None = None
 
@@ -150,3 +158,26 @@ def evaluation_slices(num_samples: int, per_rank: int, rank: int, world_size: in
     for base in range(0, num_samples, per_rank * world_size):
         start = min(base + rank * per_rank, num_samples)
         yield start, min(start + per_rank, num_samples)
+
+
+NEIGHBOURS = 12
+WELL_MIXED = 0.12
+
+
+def mixing(order: Order, *, blocks: int = 4) -> float:
+    """How well epoch 0 is mixed: of all pairs among 12 samples in a row, the share that lies in the same tenth of the
+    stored order. A full shuffle has 0.10, the stored order nearly 1.
+
+    Measured on at most `blocks` blocks, spread over the epoch. Samples that do not fill a row of 12 are left out; with
+    fewer than 12 samples there is nothing to measure: NaN.
+    """
+    epoch = order.epoch(0)
+    chosen = np.unique(np.linspace(0, epoch.num_blocks - 1, blocks).astype(np.int64))
+    tenths = [epoch.block(int(number)) * 10 // order.num_samples for number in chosen]
+    rows = [block[: len(block) // NEIGHBOURS * NEIGHBOURS].reshape(-1, NEIGHBOURS) for block in tenths]
+    row_RK = np.concatenate(rows)
+    if not len(row_RK):
+        return float("nan")
+    count_R10 = np.stack([(row_RK == tenth).sum(axis=1) for tenth in range(10)], axis=1)
+    pairs = NEIGHBOURS * (NEIGHBOURS - 1)
+    return float((count_R10 * (count_R10 - 1)).sum() / (len(row_RK) * pairs))

@@ -29,7 +29,7 @@ from storydist.data.npy import from_npy, to_npy
 TAG_KINDS = ("story", "character", "object", "action", "location")  # a kind's id is its position
 PAD_TAG, UNKNOWN_TAG = 0, 1  # tag ids that stand for no value
 TEXT_SUFFIXES = ("story.txt", "chain_of_thought.txt", "annotations.json")  # last in a tar; training does not need them
-_IMAGE_SUFFIX = re.compile(r"\d{3,5}\.(jpg|png)")
+IMAGE_SUFFIX = re.compile(r"(\d{3,5})\.(?:jpg|png)")
 
 
 class Tag(NamedTuple):
@@ -131,25 +131,55 @@ def to_json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+class SampleArrays(NamedTuple):
+    """What training needs of a sample besides its frames: shapes and units in the module's docstring."""
+
+    wordpieces: np.ndarray
+    lengths: np.ndarray
+    tags: np.ndarray
+    characters: np.ndarray
+    times_s: np.ndarray
+
+
+def decode_arrays(key: str, members: Mapping[str, bytes | memoryview]) -> SampleArrays:
+    """The arrays in tar members {suffix: payload}, read-only views. Raises ValueError as `decode`."""
+    suffix = "lengths.npy"
+    try:
+        lengths = from_npy(members[suffix], "<i4", (None,))
+        counts = lengths.tolist()
+        if not counts or min(counts) < 0:
+            raise ValueError(f"holds {len(counts)} lengths, or a negative one")
+        suffix = "wordpieces.npy"
+        wordpieces = from_npy(members[suffix], "<i4", (sum(counts),))
+        suffix = "tags.npy"
+        tags = from_npy(members[suffix], "<i4", (None, 3))
+        suffix = "characters.npy"
+        characters = from_npy(members[suffix], "|u1", (len(counts), None))
+        suffix = "times.npy"
+        times_s = from_npy(members[suffix], "<f4", (len(counts),))
+    except KeyError:
+        raise ValueError(
+            f"sample {key}, member {suffix}: is missing; there are {', '.join(members) or 'no members'}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"sample {key}, member {suffix}: {error}") from None
+    return SampleArrays(wordpieces, lengths, tags, characters, times_s)
+
+
 def decode(key: str, members: Mapping[str, bytes | memoryview]) -> Sample:
     """The sample in tar members {suffix: payload}; arrays are read-only views of the payloads.
 
     TEXT_SUFFIXES may be left out. Raises ValueError naming key and member when a member is missing or damaged, or when
     members disagree on the number of frames or wordpieces.
     """
-    lengths = _array(key, members, "lengths.npy", "<i4", (None,))
+    arrays = decode_arrays(key, members)
     frames = _decode_frames(key, members)
-    num_frames, num_wordpieces = len(lengths), int(lengths.sum(dtype=np.int64))
-    if len(frames) != num_frames or num_frames == 0 or lengths.min() < 0:
-        raise ValueError(f"sample {key}: {len(frames)} frames but {num_frames} descriptions")
+    if len(frames) != len(arrays.lengths):
+        raise ValueError(f"sample {key}: {len(frames)} frames but {len(arrays.lengths)} descriptions")
     return Sample(
         key=key,
         frames=frames,
-        wordpieces=_array(key, members, "wordpieces.npy", "<i4", (num_wordpieces,)),
-        lengths=lengths,
-        tags=_array(key, members, "tags.npy", "<i4", (None, 3)),
-        characters=_array(key, members, "characters.npy", "|u1", (num_frames, None)),
-        times_s=_array(key, members, "times.npy", "<f4", (num_frames,)),
+        **arrays._asdict(),
         meta=_json(key, members, "json"),
         story=bytes(members.get("story.txt", b"")).decode(),
         chain_of_thought=bytes(members.get("chain_of_thought.txt", b"")).decode(),
@@ -160,7 +190,7 @@ def decode(key: str, members: Mapping[str, bytes | memoryview]) -> Sample:
 def _decode_frames(key: str, members: Mapping[str, bytes | memoryview]) -> np.ndarray | tuple[bytes, ...]:
     if "frames.npy" in members:
         return _array(key, members, "frames.npy", "|u1", (None, None, None, 3))
-    names = {int(name[:-4]): name for name in members if _IMAGE_SUFFIX.fullmatch(name)}
+    names = {int(match[1]): name for name in members if (match := IMAGE_SUFFIX.fullmatch(name))}
     if sorted(names) != list(range(len(names))):
         raise ValueError(f"sample {key}: frames are missing, there are {sorted(names)}")
     return tuple(bytes(members[names[number]]) for number in range(len(names)))
@@ -178,7 +208,7 @@ def _array(
 def _json(key: str, members: Mapping[str, bytes | memoryview], suffix: str) -> Any:
     try:
         return json.loads(bytes(_member(key, members, suffix)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second: brackets nested a thousand deep
         raise ValueError(f"sample {key}, member {suffix}: {error}") from None
 
 

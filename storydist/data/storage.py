@@ -1,5 +1,6 @@
 """Where the files of a shard set lie."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -34,3 +35,6 @@ class LocalStorage:
                 "or was changed: build it again or copy it anew"
             )
         return path
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Files of this folder need no fetching ahead."""

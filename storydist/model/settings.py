@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from storydist.data.frame_runs import frame_size
 from storydist.data.index import ShardIndex
 from storydist.data.settings import DataConfig
-from storydist.data.stream import frame_size
 from storydist.settings import Settings
 
 HEADS = ("next_frame", "reconstruction", "next_text", "text_embedding", "score", "characters")

@@ -36,7 +36,16 @@ MODEL, EMA, OPTIMIZER, STATE, MANIFEST = (
 )
 # May differ between a checkpoint and the run that resumes it: where, when and how fast, which changes rounding at most.
 FREE_KEYS = (
-    *("run.", "checkpoint.", "data.shards", "data.threads", "data.prefetch", "data.verify"),
+    *(
+        "run.",
+        "checkpoint.",
+        "data.shards",
+        "data.threads",
+        "data.prefetch",
+        "data.verify",
+        "data.cache",
+        "data.max_skipped",
+    ),
     *("train.threads", "train.device", "train.log_every", "train.save_every", "train.evaluate_every"),
 )
 
@@ -58,6 +67,8 @@ class TrainState:
     best_value: float | None = None
     best_step: int | None = None
     skipped_steps: int = 0  # updates that fp16 loss scaling left out
+    skipped_samples: int = 0  # how often a sample could not be used, over all ranks
+    quarantine: list[dict[str, Any]] = field(default_factory=list)  # those samples, each once
     owes_evaluation: bool = False  # the evaluation of this step is due and not yet made
     scaler: dict[str, float] = field(default_factory=dict)
     interval: list[list[float]] = field(default_factory=list)  # (sum, count) of each loss since the last logged line

@@ -86,7 +86,8 @@ class RunLog:
         )
         self.say(
             f"step {step}/{num_steps} {losses} | {values['samples_per_s']:.1f} samples/s, "
-            f"{100 * values['data_wait_share']:.0f} % waiting for data",
+            f"{100 * values['data_wait_share']:.0f} % waiting for data"
+            + (f", {values['skipped_samples']:.0f} samples skipped" if values["skipped_samples"] else ""),
             shown=not self.terminal,
         )
         note = f"loss {values['loss']:.3f}  {values['samples_per_s']:.1f} samples/s"
@@ -95,7 +96,8 @@ class RunLog:
     def evaluation(self, step: int, evaluation: Mapping[str, Any]) -> None:
         """One evaluation line: every metric and its floors."""
         metrics = {name: {"value": m["value"], "floors": m["floors"]} for name, m in evaluation["metrics"].items()}
-        self._write({"step": step, "kind": "evaluation", "split": evaluation["split"], "metrics": metrics})
+        facts = {"split": evaluation["split"], "num_skipped": evaluation["num_skipped"]}
+        self._write({"step": step, "kind": "evaluation", **facts, "metrics": metrics})
         for name, metric in metrics.items():
             self.board.add_scalar(f"{evaluation['split']}/{name}", metric["value"], step)
             for floor, value in metric["floors"].items():
@@ -105,7 +107,8 @@ class RunLog:
             for name in ("image L1", "text R@10", "text CE", "character F1", "score R2")
             if name in metrics
         )
-        self.say(f"step {step} {evaluation['split']}: {told}")
+        skipped = f", {evaluation['num_skipped']} stories skipped" if evaluation["num_skipped"] else ""
+        self.say(f"step {step} {evaluation['split']}: {told}{skipped}")
 
     def examples(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """The evaluation's example windows, as TensorBoard shows them: inputs, target and prediction in a row, and the

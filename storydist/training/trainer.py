@@ -20,7 +20,7 @@ from storydist.data.order import accumulation_steps, mix64
 from storydist.data.stream import Stream
 from storydist.losses import SumCount, all_losses, counts, total
 from storydist.model import StoryModel, data_facts
-from storydist.training import checkpoint
+from storydist.training import checkpoint, quarantine
 from storydist.training.checkpoint import Identity, TrainState
 from storydist.training.log import RunLog
 from storydist.training.optim import build_optimizer, learning_rate_at
@@ -123,7 +123,9 @@ def train(run: Run) -> int:
                 _evaluate(run, meter, log)
         while state.step < num_steps:
             micro_batches = meter.waited(steps)
-            global_counts, stop = _agree(run, micro_batches, preemption.asked is not None)
+            global_counts, stop, any_bad = _agree(run, micro_batches, preemption.asked is not None)
+            if any_bad:
+                _quarantine(run, micro_batches, log)
             learning_rate = learning_rate_at(state.step + 1, num_steps, config.optim)
             norm = update(run, micro_batches, global_counts, learning_rate, meter)
             state.step += 1
@@ -185,16 +187,28 @@ def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning
     return norm
 
 
-def _agree(run: Run, micro_batches: list[Batch], asked: bool) -> tuple[Tensor, bool]:
-    """Counts over all ranks and micro-batches, float64 [heads]; and whether any rank was asked to stop. One collective
-    for both.
+def _agree(run: Run, micro_batches: list[Batch], asked: bool) -> tuple[Tensor, bool, bool]:
+    """Counts over all ranks and micro-batches, float64 [heads]; whether any rank was asked to stop; and whether any met
+    a sample that cannot be used. One collective for all.
     """
     heads = run.config.losses.heads()
     local = torch.stack([counts(heads, batch) for batch in micro_batches]).sum(dim=0)
     summed = run.accelerator.reduce(
-        torch.cat([local, local.new_tensor([float(asked)])]).to(run.accelerator.device), reduction="sum"
+        torch.cat([local, local.new_tensor([asked, quarantine.num_bad(micro_batches)])]).to(run.accelerator.device),
+        reduction="sum",
     )
-    return summed[:-1], bool(summed[-1] > 0)
+    any_asked, any_bad = (summed[-2:] > 0).tolist()
+    return summed[:-2], any_asked, any_bad
+
+
+def _quarantine(run: Run, micro_batches: list[Batch], log: RunLog | None) -> None:
+    """Lists the step's bad samples, on every rank; raises ValueError when they are too many. Collective."""
+    new = quarantine.admit(micro_batches, run.state)
+    if log:
+        for entry in new:
+            log.say(f"step {entry['step']} skips {entry['shard']}: story {entry['story_id']!r}, {entry['reason']}")
+        quarantine.write(run.path, run.state)
+    quarantine.require_few(run.state, run.stream.num_samples, run.config.data.max_skipped)
 
 
 class Meter:
@@ -242,6 +256,7 @@ class Meter:
         values |= {f"loss/{head}": mean for head, mean in means.items()}
         values |= {
             "samples_seen": self.run.state.samples_seen,
+            "skipped_samples": self.run.state.skipped_samples,
             "samples_per_s": self.steps * self.run.config.train.global_batch / elapsed,
             "data_wait_share": self.wait_s / elapsed,
             "peak_memory_bytes": peak_memory_bytes(self.sums.device),

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from storydist.data.frame_runs import SampleReader
 from storydist.data.index import ShardIndex
 from storydist.data.settings import DataConfig
-from storydist.data.stream import SampleReader
 from storydist.verdict.score_baselines import SHUFFLED, TRAIN_MEAN, score_floors
 from storydist.verdict.truth import Guess, TextTarget, Truth, texts_of
 from storydist.verdict.windows import choose_stories, choose_windows, text_batches
@@ -74,7 +74,7 @@ def fit_floors(
         median_CHW=median,
         mean_CHW=mean,
         text=fit_texts(index, data, text_target, device=device, seed=seed),
-        scores=score_floors(index, split, seed),
+        scores=score_floors(index, split, data, seed),
         first_story=index.split(split).start,
         seed=seed,
     )
@@ -88,11 +88,12 @@ def target_images(index: ShardIndex, data: DataConfig, seed: int) -> tuple[np.nd
         raise ValueError(
             f"no training story has more than {data.context} frames, so there is no window to fit floors on"
         )
-    first = reader.read(places[0][0], places[0][1], places[0][1] + 1).frames
-    most = max(1, MAX_IMAGE_BYTES // first.nbytes)
+    most = max(1, MAX_IMAGE_BYTES // (reader.size[0] * reader.size[1] * 3))
     if most < len(places):
         places = choose_windows(index, "train", context=data.context, limit=most, seed=seed)
-    frames = np.concatenate([reader.read(story, position, position + 1).frames for story, position in places])
+    frames = reader.read_all([(story, position, position + 1) for story, position in places])[1].numpy()
+    if not len(frames):
+        raise ValueError(f"none of the {len(places)} training windows drawn for the floors can be read")
     # One row of pixels at a time: the median's float64 copy of all frames would be eight times their size.
     median = np.stack([np.median(frames[:, row], axis=0) for row in range(frames.shape[1])])
     mean = frames.mean(0, dtype=np.float64)

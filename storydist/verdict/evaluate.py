@@ -75,22 +75,24 @@ def evaluate(
 ) -> dict[str, Any]:
     """The Evaluation of a model (in evaluation mode, not wrapped) on every window and story of a split; JSON-able.
 
-    {"split", "step", "num_stories", "num_windows", "index_fingerprint", "seed", "metrics": {name: {"value", "unit",
-    "better", "floors", "reference", "subset", "interval", "about"}}, "examples": [record, ..]}. "better" is lower,
-    higher or closest (to "reference", the targets' own figure). Metrics of heads that are off are left out.
+    {"split", "step", "num_stories", "num_skipped", "num_windows", "index_fingerprint", "seed", "metrics": {name:
+    {"value", "unit", "better", "floors", "reference", "subset", "interval", "about"}}, "examples": [record, ..]}.
+    "better" is lower, higher or closest (to "reference", the targets' own figure). Metrics of heads that are off are
+    left out. "num_skipped": stories that could not be used and were skipped (data.on_bad_sample).
     `floors_path`: JSON that keeps the floors' figures, used again while shards, heads and settings are the same.
     `gather` is called by every rank, equally often. Raises ValueError for an unknown or empty split.
     """
     subject = Subject(model, index, split, data, config, device, rank, world_size)
     if not subject.choose(1):
         raise ValueError(f"split {split!r} has no story of more than {data.context} frames: nothing to evaluate")
-    total, floors = _judge(subject, gather, floors_path)
+    total, floors, num_skipped = _judge(subject, gather, floors_path)
     stories = index.split(split)
     num_frames = index.stories[stories.start : stories.stop]["num_frames"].astype(np.int64)
     return {
         "split": split,
         "step": step,
         "num_stories": len(stories),
+        "num_skipped": num_skipped,
         "num_windows": int(np.maximum(num_frames - data.context, 0).sum()),
         "index_fingerprint": index.info.fingerprint,
         "seed": config.seed,
@@ -99,25 +101,28 @@ def evaluate(
     }
 
 
-def _judge(subject: Subject, gather: Gather, path: Path | None) -> tuple[Tally, FloorFigures]:
-    """The model's tally over all ranks, and the floors' figures, kept ones if there are any."""
+def _judge(subject: Subject, gather: Gather, path: Path | None) -> tuple[Tally, FloorFigures, int]:
+    """The model's tally over all ranks, the floors' figures (kept ones if there are any), and how many stories were
+    skipped.
+    """
     key = floors_key(subject.index, subject.split, subject.data, subject.config, subject.model)
     # Rank 0 reads and fits; what the others get is at most a few tens of megabytes.
     kept = gather(read_floors(path, key) if subject.rank == 0 else None)[0]
     fitted = None if kept is not None else gather(_fit(subject) if subject.rank == 0 else None)[0]
-    tallies = _measure(subject, fitted)
+    tallies, num_skipped = _measure(subject, fitted)
     if subject.config.generate_windows:
         _generate(subject, fitted, tallies)
     every = gather(tallies)
+    num_skipped = sum(gather(num_skipped))
     names = dict.fromkeys(name for tally in every for name in tally)
     total = {name: merged(tally[name] for tally in every if name in tally) for name in names}
     model = total.pop(MODEL)
     if kept is not None:
-        return model, kept
+        return model, kept, num_skipped
     floors = {name: {m: figure.value for m, figure in tally.figures().items()} for name, tally in total.items()}
     if subject.rank == 0 and path is not None:
         write_floors(path, key, floors)
-    return model, floors
+    return model, floors, num_skipped
 
 
 def _fit(subject: Subject) -> FittedFloors:
@@ -131,9 +136,10 @@ def _fit(subject: Subject) -> FittedFloors:
     )
 
 
-def _measure(subject: Subject, fitted: FittedFloors | None) -> Tallies:
-    """First pass: numbers of the model, and of the floors if they were fitted."""
+def _measure(subject: Subject, fitted: FittedFloors | None) -> tuple[Tallies, int]:
+    """First pass: numbers of the model, and of the floors if they were fitted; and how many stories were skipped."""
     tallies: Tallies = {MODEL: Tally()}
+    num_skipped = 0
     batches = evaluation_batches(
         subject.index,
         subject.split,
@@ -143,6 +149,7 @@ def _measure(subject: Subject, fitted: FittedFloors | None) -> Tallies:
         world_size=subject.world_size,
     )
     for batch in batches:
+        num_skipped += len(batch.bad)
         # A batch is the same at every world size, and so is what its windows exchange.
         generator = torch.Generator().manual_seed(subject.config.seed * 1_000_003 + int(batch.story_B[0]))
         batch = batch.to(subject.device)
@@ -152,7 +159,7 @@ def _measure(subject: Subject, fitted: FittedFloors | None) -> Tallies:
             tallies[MODEL].add(truth, guess)
             for name, floor in (floor_guesses(truth, fitted) if fitted else {}).items():
                 tallies.setdefault(name, Tally()).add(truth, _as_spoken(floor, guess))
-    return tallies
+    return tallies, num_skipped
 
 
 def _as_spoken(floor: Guess, model: Guess) -> Guess:

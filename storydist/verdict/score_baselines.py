@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.linear_model import RidgeCV
 
+from storydist.data.frame_runs import SampleReader
 from storydist.data.index import ShardIndex
 from storydist.data.sample import UNKNOWN_TAG
-from storydist.verdict.windows import choose_stories, samples
+from storydist.data.settings import DataConfig
+from storydist.verdict.windows import choose_stories, texts_and_tags
 
 MAX_STORIES = 4000  # training stories used at most, drawn by the seed
 MAX_TAGS = 500  # the most frequent ones (the vocabulary is ordered so); more columns cost minutes
@@ -26,7 +28,7 @@ TRAIN_MEAN, BAG, BINS, SHUFFLED = (
 )
 
 
-def score_floors(index: ShardIndex, split: str, seed: int) -> dict[str, np.ndarray]:
+def score_floors(index: ShardIndex, split: str, data: DataConfig, seed: int) -> dict[str, np.ndarray]:
     """{floor: predicted score of each story of `split`, float64, in stored order}; {} without scores to train on."""
     chosen = choose_stories(index, "train", limit=MAX_STORIES, seed=seed)
     scores = index.stories[chosen]["score"].astype(np.float64)
@@ -41,7 +43,9 @@ def score_floors(index: ShardIndex, split: str, seed: int) -> dict[str, np.ndarr
     num_tags = min(MAX_TAGS, len(index.info.tag_vocabulary))
     if len(chosen) < MIN_STORIES or num_tags <= UNKNOWN_TAG + 1:
         return floors
-    train, judged = tag_features(index, chosen, num_tags), tag_features(index, stories, num_tags)
+    train, judged = tag_features(index, chosen, data, num_tags), tag_features(index, stories, data, num_tags)
+    usable = ~np.isnan(train[:, 0, 0])
+    train, scores, judged = train[usable], scores[usable], np.nan_to_num(judged)  # an unusable story is not judged
     shuffled = np.random.default_rng(seed).permutation(scores)
     bins = slice(0, train.shape[1])
     for name, blocks, target in ((BAG, slice(0, 1), scores), (BINS, bins, scores), (SHUFFLED, bins, shuffled)):
@@ -49,22 +53,27 @@ def score_floors(index: ShardIndex, split: str, seed: int) -> dict[str, np.ndarr
     return floors
 
 
-def tag_features(index: ShardIndex, stories: Sequence[int], num_tags: int) -> np.ndarray:
+def tag_features(index: ShardIndex, stories: Sequence[int], data: DataConfig, num_tags: int) -> np.ndarray:
     """Tag counts, float32 [stories, 1 + NUM_BINS, num_tags + 1]: in the whole story, and in each third of its frames.
 
-    A story's own tags count in the whole only. The last column counts frames, by which counts become shares.
+    A story's own tags count in the whole only. The last column counts frames, by which counts become shares. NaN for a
+    story that cannot be used and is to be skipped.
     """
     features = np.zeros((len(stories), 1 + NUM_BINS, num_tags + 1), dtype=np.float32)
-    for row, sample in zip(features, samples(index, stories), strict=True):
+    reader = SampleReader(index, data)
+    for row, sample in zip(features, texts_and_tags(reader, stories), strict=True):
+        if sample is None:
+            row[:] = np.nan
+            continue
         frame, tag = sample.tags[:, 0], sample.tags[:, 1]
         known = (tag > UNKNOWN_TAG) & (tag < num_tags)
         row[0] = np.bincount(tag[known], minlength=num_tags + 1)
-        bin_S = np.arange(sample.num_frames) * NUM_BINS // sample.num_frames
+        bin_S = np.arange(len(sample.lengths)) * NUM_BINS // len(sample.lengths)
         for place in range(NUM_BINS):
             inside = known & (frame >= 0) & (bin_S[frame] == place)
             row[1 + place] = np.bincount(tag[inside], minlength=num_tags + 1)
             row[1 + place, -1] = (bin_S == place).sum()
-        row[0, -1] = sample.num_frames
+        row[0, -1] = len(sample.lengths)
     return features
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from storydist.data.batch import Batch, FrameRun
+from storydist.data.frame_runs import SampleReader
 from storydist.data.index import ShardIndex
-from storydist.data.reader import ShardReader
-from storydist.data.sample import TEXT_SUFFIXES, Sample, decode
+from storydist.data.reader import BadSample
 from storydist.data.settings import DataConfig
-from storydist.data.stream import SampleReader, collate_runs, special_pieces
+from storydist.data.stream import collate_runs, read_batch, special_pieces
 from storydist.verdict.truth import select_windows
 
 Place = tuple[int, int]  # story number in the index, position of the target frame in its story
@@ -48,42 +48,30 @@ def window_batches(index: ShardIndex, places: Sequence[Place], data: DataConfig,
         wanted.setdefault(story, set()).add(position)
     stories = sorted(wanted)
     for start in range(0, len(stories), batch_stories):
-        runs = [reader.read(story) for story in stories[start : start + batch_stories]]
-        batch = collate_runs(runs, data, special)
+        batch = read_batch(reader, [reader.whole(story) for story in stories[start : start + batch_stories]], special)
         story_M, position_M = batch.story_B[batch.window_story_M], batch.position_N[batch.target_M]
         targets = zip(story_M.tolist(), position_M.tolist(), strict=True)
         rows = [row for row, (story, position) in enumerate(targets) if position in wanted[story]]
         yield select_windows(batch, torch.tensor(rows, dtype=torch.int64))
 
 
-def samples(index: ShardIndex, stories: Sequence[int]) -> Iterator[Sample]:
-    """Samples of these stories without their long texts; encoded or raw frames are not touched."""
-    reader = ShardReader(index, verify=False)
+def texts_and_tags(reader: SampleReader, stories: Sequence[int]) -> Iterator[FrameRun | None]:
+    """Each story without its pictures; None for one that cannot be used, where the settings say to skip it."""
     for story in stories:
-        yield decode(index.story_id(story), reader.read(story, skip=TEXT_SUFFIXES))
+        try:
+            yield reader.read_texts(story)
+        except BadSample:
+            if reader.config.on_bad_sample == "stop":
+                raise
+            yield None
 
 
 def text_batches(
     index: ShardIndex, stories: Sequence[int], data: DataConfig, batch_stories: int = 64
 ) -> Iterator[Batch]:
     """These stories as batches with black 1 x 1 frames: texts cut exactly as in training, no picture decoded."""
-    special = special_pieces(index)
+    reader, special = SampleReader(index, data), special_pieces(index)
     for start in range(0, len(stories), batch_stories):
-        chunk = stories[start : start + batch_stories]
-        runs = [_without_pixels(story, sample) for story, sample in zip(chunk, samples(index, chunk), strict=True)]
-        yield collate_runs(runs, data, special)
-
-
-def _without_pixels(story: int, sample: Sample) -> FrameRun:
-    ends = np.cumsum(sample.lengths)
-    return FrameRun(
-        story=story,
-        story_id=sample.key,
-        frames=np.zeros((sample.num_frames, 1, 1, 3), dtype=np.uint8),
-        wordpieces=[sample.wordpieces[end - n : end] for end, n in zip(ends, sample.lengths, strict=True)],
-        tags=sample.tags,
-        characters=sample.characters,
-        times_s=sample.times_s,
-        first_position=0,
-        score=np.nan if sample.score is None else sample.score,
-    )
+        runs = [run for run in texts_and_tags(reader, stories[start : start + batch_stories]) if run is not None]
+        if runs:
+            yield collate_runs(runs, data, special)

@@ -15,6 +15,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,13 +68,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_data(data: Path, num_stories: int) -> dict[str, Any]:
     """Makes the stories and our tars, unless they are there. Returns what they hold."""
     known, source = data / "facts.json", data / "source"
+    workers = 2 if num_stories > 50 else 1  # starting a process takes as long as making a few stories
     if not known.exists():
         if not source.exists():
             beside = source.with_name(f".source.partial-{os.getpid()}")
-            make_source(beside, num_stories, workers=2)
+            make_source(beside, num_stories, workers)
             beside.rename(source)
         for frames in ("original", "raw"):
-            build_shards(source, data / f"{OUR_TARS}-{frames}", num_stories, frames, workers=2)
+            with redirect_stdout(sys.stderr):
+                build_shards(source, data / f"{OUR_TARS}-{frames}", num_stories, frames, workers)
         known.write_text(json.dumps(_facts(data / f"{OUR_TARS}-original")))
     return json.loads(known.read_text())
 

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 import psutil
 
+WRITTEN = ("Pss_Anon", "Pss_Shmem")  # what is shared counts in equal parts; files that are mapped do not count
 PREFETCHED = 2  # batches that each worker of a DataLoader has ready
 
 
@@ -95,7 +96,7 @@ def _read(task: dict[str, Any]) -> Callable[[], dict]:
     reading = common.Reading(**{**task, "folder": Path(task["folder"])})
 
     def work() -> dict:
-        memory_at_start = _written_bytes(os.getpid())
+        memory_at_start = _memory_bytes(os.getpid(), *WRITTEN)
         totals, first_batch_s = Totals(), 0.0
         busy, cpu, start = _busy_seconds(), _cpu_seconds(), time.perf_counter()
         for batch in module.batches(reading):
@@ -122,14 +123,16 @@ def _check(module: Any, reading: Any, memory_at_start: int) -> dict:
     """One more epoch, not timed: what exactly was delivered, and the memory written to while it was, page cache apart.
 
     `memory_bytes`: the most that this process and its workers had together, less what it had when it was ready; a page
-    that several share counts once. `worker_bytes`: the most of one worker. `in_flight`: batches read ahead or in use.
+    that several share counts once. `worker_bytes`: the most that one worker had to itself. `in_flight`: batches read
+    ahead or in use.
     """
     totals, memory, largest = Totals(), 0, 0
     for batch in module.batches(replace(reading, epochs=1, seed=reading.seed + 1)):
         if totals.batches % 8 == 0:
-            workers = [_written_bytes(child.pid) for child in psutil.Process().children(recursive=True)]
-            memory = max(memory, _written_bytes(os.getpid()) + sum(workers) - memory_at_start)
-            largest = max(largest, *workers, 0)
+            workers = [child.pid for child in psutil.Process().children(recursive=True)]
+            written = [_memory_bytes(pid, *WRITTEN) for pid in (os.getpid(), *workers)]
+            memory = max(memory, sum(written) - memory_at_start)
+            largest = max(largest, 0, *(_memory_bytes(pid, "Private_Dirty") for pid in workers))
         totals.add(batch)
         totals.digest(batch)
     return {
@@ -140,13 +143,13 @@ def _check(module: Any, reading: Any, memory_at_start: int) -> dict:
     }
 
 
-def _written_bytes(pid: int) -> int:
-    """Anonymous and shared memory of a process, its share of what others map too; 0 if it has just ended."""
+def _memory_bytes(pid: int, *kinds: str) -> int:
+    """Of a process, as Linux counts it (man 5 proc, smaps); 0 if it has just ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.split(":")[0] in kinds)
 
 
 def _cpu_seconds() -> float:

@@ -58,7 +58,7 @@ class Results:
         return max(peers, key=lambda run: self.rate(run, "cpu_s"), default=None)
 
     def delivered(self, run: Run) -> str:
-        """Whether each round brought every frame and window, with the content that most loaders have."""
+        """Whether each round brought every frame and window, with the content that most peers have."""
         data = self.content["data"]
         wanted = {"frames": data["frames"] * run.epochs, "windows": data["windows"] * run.epochs}
         if run.unit == "window":
@@ -76,8 +76,8 @@ class Results:
 
     def _usual_digests(self, decoder: str) -> list[int]:
         checked = [m for m in self.content["measurements"] if "epoch" in m and f"-{decoder}-" in m["run"]]
-        checked = [m["epoch"]["digests"] for m in checked if not m["run"].startswith("memory_map")]
-        return [statistics.mode(digests) for digests in zip(*checked, strict=True)]
+        peers = [m for m in checked if m["run"].startswith(PEERS)] or checked
+        return [statistics.mode(digests) for digests in zip(*(m["epoch"]["digests"] for m in peers), strict=True)]
 
     def memory_mib(self, run: Run) -> tuple[float, float, float] | None:
         """All that a rank holds, its largest worker (0: none), and the batches that are read ahead or in use."""

@@ -31,7 +31,7 @@ def render(content: dict[str, Any]) -> str:
 NOTE = """Frames per CPU-second: each frame of a story counted once; CPU time of the process, its threads and its \
 workers. Imports do not count, opening the data and starting workers do. In brackets the spread over rounds: median \
 absolute deviation of a rate, smallest and largest of a ratio; ratios are taken inside each round. Memory: written \
-pages (page cache apart) of the process and its workers, less what the process had once everything was imported. All deliver \
+pages (page cache apart) of the process and its workers, less what it had once everything was imported. All deliver \
 uint8 frames and wordpieces; storydist also tags, characters, times and scores, and checks every member's CRC-32; it \
 sends each frame once with windows as rows, the others windows of frames unless it says "each frame sent once"."""
 

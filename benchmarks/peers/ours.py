@@ -23,7 +23,7 @@ def batches(reading: Reading) -> Iterator[Batch]:
         context=WINDOW - 1,
         max_wordpieces=512,  # none is cut
         threads=max(1, reading.workers),
-        **_decode(reading.decoder),
+        decode=DECODE[reading.decoder],
     )
     global_batch = (STORIES_PER_BATCH if reading.unit == "story" else WINDOWS_PER_BATCH) * reading.world_size
     stream = Stream(
@@ -44,14 +44,6 @@ def batches(reading: Reading) -> Iterator[Batch]:
                 yield _counted(batch, last)
     finally:
         steps.close()
-
-
-def _decode(decoder: str) -> dict[str, str]:
-    if "decode" in DataConfig.model_fields:
-        return {"decode": DECODE[decoder]}
-    if decoder == "fast":
-        raise ValueError("this version of storydist has no data.decode=scaled")
-    return {}
 
 
 def _counted(batch: StoryBatch, num_samples: int) -> Batch:

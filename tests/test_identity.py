@@ -46,7 +46,7 @@ def test_every_setting_is_compared_or_known_to_be_free(tiny_index, tmp_path):
         except ValueError as error:
             assert f"settings: {key} was" in str(error)
             refused.add(key)
-    assert keys - refused == FREE_KEYS | {"run.dir"}
+    assert keys - refused == FREE_KEYS | {"run.dir", "data.cache.dir", "data.cache.max_gb"}
 
 
 def test_a_setting_that_only_one_version_has_is_told():

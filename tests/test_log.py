@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from storydist.training.checkpoint import TrainState
 from storydist.training.log import METRICS, RunLog
 
-VALUES = {"loss": 1.0, "samples_per_s": 1.0, "data_wait_share": 0.0}
-EVALUATION: dict[str, Any] = {"split": "val", "metrics": {"image L1": {"value": 1.0, "floors": {}}}}
+VALUES = {"loss": 1.0, "skipped_samples": 0, "samples_per_s": 1.0, "data_wait_share": 0.0}
+EVALUATION: dict[str, Any] = {"split": "val", "num_skipped": 0, "metrics": {"image L1": {"value": 1.0, "floors": {}}}}
 
 
 def train(log: RunLog, *steps: int) -> None:

@@ -166,6 +166,8 @@ def train(run: Run) -> int:
         stack.enter_context(run.preemption)
         log = stack.enter_context(RunLog(run.path, state, num_steps)) if run.accelerator.is_main_process else None
         writer = stack.enter_context(_writer(run, log)) if log else None
+        if log:
+            quarantine.write(run.path, state)  # a resumed run drops what was found after its checkpoint
         steps = stack.enter_context(closing(run.stream.steps(state.samples_seen)))
         stop = False
         if state.owes_evaluation:  # a signal came before it

@@ -19,13 +19,18 @@ RANK = f"""
 import sys, time
 from pathlib import Path
 from storydist.data.index import ShardIndex
+from storydist.training import watchdog as room
 from storydist.training.watchdog import Watchdog
 
+room.GRACE_S = 1.0
 run, rank, behaviour = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[4]
 index = ShardIndex.open(sys.argv[3])
+(run / f"begun-{{rank}}").touch()
+while not all((run / f"begun-{{other}}").exists() for other in (0, 1)):
+    time.sleep(0.01)
 options = dict(rank=rank, world_size=2, hang_s={HANG_S}, life="this one", log=run / "train.log")
 with Watchdog(run, index, ask=lambda reason: print("asked to stop by", reason, flush=True), **options) as watchdog:
-    if behaviour == "orphan":
+    if "orphan" in behaviour:
         watchdog.launcher = 1
     watchdog.phase("data", 7)
     if behaviour == "reads for ever":
@@ -42,7 +47,7 @@ with Watchdog(run, index, ask=lambda reason: print("asked to stop by", reason, f
         watchdog.phase("agree", 7)
         print("ready", flush=True)
         # An orphan and a rank whose other one takes its time get on in the end; all others wait for ever.
-        time.sleep({HANG_S} * 2 if behaviour == "waits" else 0.5 if behaviour == "orphan" else 60)
+        time.sleep({HANG_S} * 2 if behaviour == "waits" else 0.3 if behaviour == "orphan" else 60)
 """
 
 
@@ -101,8 +106,9 @@ def test_a_rank_that_failed_is_not_waited_for_and_not_run_again(tiny_index, tmp_
 
 
 def test_the_end_of_the_launcher_asks_for_a_stop(tiny_index, tmp_path):
-    codes, told = ended(start(tiny_index, tmp_path, "orphan"))
-    assert codes == [0] and "asked to stop by the end of its launcher" in told
+    codes, told = ended(start(tiny_index, tmp_path, "orphan", "orphan that is stuck"))
+    assert codes == [0, REQUEUE] and told.count("asked to stop by the end of its launcher") == 2
+    assert "the launcher of rank 1 is gone, and it could not stop in order" in told
 
 
 def test_a_record_of_an_earlier_life_counts_as_none(tmp_path):

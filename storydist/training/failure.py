@@ -68,7 +68,8 @@ def kept(run: "Run", micro_batches: Sequence[Batch], global_counts: Tensor, seed
             _write(run, micro_batches, global_counts, seeds, str(error))
         except OSError as disk:
             told = f"it cannot be replayed, for the bundle was not written: {disk}"
-        raise FloatingPointError(f"{error}; {told}") from error
+        error.args = (f"{error}; {told}", *error.args[1:])
+        raise
 
 
 def _write(run: "Run", micro_batches: Sequence[Batch], global_counts: Tensor, seeds: Sequence[int], told: str) -> None:

@@ -68,10 +68,9 @@ def main() -> int:
     if run.state.step >= config.train.steps and not run.state.owes_evaluation:
         say(f"{run_dir} is finished: step {run.state.step} of {config.train.steps}")
         return 0
-    millions = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
     say(
         f"{run_dir}: step {run.state.step} of {config.train.steps}, {run.stream.num_samples} samples an epoch, "
-        f"{millions:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
+        f"{run.num_weights / 1e6:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
     )
     say(run.stream.mixing_told())
     try:

@@ -51,8 +51,8 @@ def losses_of(
 
 
 def telling(loss: Tensor) -> Tensor:
-    """The loss; where it is not finite, all its gradients will be NaN. Reducing the gradients takes that to every rank, so
-    all of them leave the update out without asking each other.
+    """The loss; where it is not finite, all its gradients will be NaN. Reducing the gradients takes that to every rank,
+    so all of them leave the update out without asking each other.
     """
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 

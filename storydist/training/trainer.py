@@ -54,10 +54,8 @@ class Run:
 
     @property
     def num_weights(self) -> int:
-        """Of the whole model, over all ranks."""
-        return sum(
-            getattr(p, "ds_numel", p.numel()) for p in self.model.parameters()
-        )  # ds_numel: where it is in pieces
+        """Of the whole model. (`ds_numel`: where DeepSpeed has it in pieces.)"""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
 
 
 def build_run(config: "Config", index: ShardIndex, code: str) -> Run:

@@ -1,11 +1,11 @@
-"""A step with DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054): each rank holds a part of the moments (stage
-1), of the gradients too (2), of the weights too (3).
+"""A step with DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054): each rank holds a part of the moments
+(stage 1), of the gradients too (2), of the weights too (3).
 
 What is DeepSpeed's, and what is not:
 
-- Accelerate is given a DeepSpeed plugin and prepares the engine; passes and steps are asked of the engine itself, because
-  `Accelerator.backward` would take the step at once, with the learning rate of the step before.
-- DeepSpeed counts no micro-batches: its accumulation is 1, so it divides by nothing, and the loop says which is the last.
+- Accelerate is given a DeepSpeed plugin and prepares the engine; passes and steps are asked of the engine itself,
+  because `Accelerator.backward` would take the step at once, with the learning rate of the step before.
+- DeepSpeed counts no micro-batches: its accumulation is 1, so it divides by nothing; the loop says which is the last.
 - AdamW is torch's, over each rank's flat part of the weights; the moving average lies beside the moments. Weights stay
   float32 in every precision: bf16 is torch's autocast, as under DDP, and gradients travel in float32. (DeepSpeed's own
   bf16 would turn weights and buffers into bfloat16.)

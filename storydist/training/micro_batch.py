@@ -101,7 +101,8 @@ def _culprits(run: "Run", micro_batches: list[Batch], global_counts: Tensor, gra
             return model(batch)
 
     for number, batch in enumerate(micro_batches):
-        losses, loss = losses_of(run, predict, batch, number, global_counts)
+        with torch.set_grad_enabled(gradients):
+            losses, loss = losses_of(run, predict, batch, number, global_counts)
         what = [f"loss {head}" for head, (loss_sum, _) in losses.items() if not loss_sum.isfinite()]
         if not what and gradients:
             found = torch.autograd.grad(loss, parameters, allow_unused=True)

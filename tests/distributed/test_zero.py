@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from storydist.data.index import ShardIndex
 from storydist.training import zero
 from storydist.training.checkpoint import checkpoint_path
 from storydist.training.micro_batch import NotFiniteError
 from storydist.training.trainer import Run, build_run, restore_newest, train
+from storydist.training.zero import Zero
 from tests.distributed.forked import fork_ranks, fresh_accelerate, run_module
+from tests.distributed.test_ranks import launch
 from tests.small_runs import SMALL, STILL, small_config
 from tests.test_trainer import metrics, timeless, weights
 
@@ -86,7 +89,12 @@ def all_runs(shards: Path, out: Path) -> None:
     zero.PERSISTENT_NUMEL = 100  # so that stage 3 cuts up parameters of this small a model
     for strategy in ("ddp", *STAGES):
         train(build(index, out / f"bf16-{strategy}", strategy, steps=3, precision="bf16"))
-        train(build(index, out / strategy, strategy))
+        run = build(index, out / strategy, strategy)
+        train(run)
+        if isinstance(run.strategy, Zero):
+            held = sum(part.numel() for part in run.strategy._parts)  # whose moments this rank keeps
+            assert run.num_weights / 2 <= held < 0.6 * run.num_weights
+            assert (sum(p.numel() for p in run.model.parameters()) < 0.3 * run.num_weights) == (strategy == "zero3")
         stop_at_a_spoilt_step(index, out / f"spoilt-{strategy}", strategy)
     for strategy in STAGES:
         go_on(index, at_half_by_main(out / strategy, out / f"resumed-{strategy}"), strategy)
@@ -164,6 +172,17 @@ def test_a_loss_that_one_rank_sees_stops_all_before_the_update(runs, strategy):
     assert told[0] == told[1] and told[0]["kept"]
     assert "finite at step 2, which was left out: loss score of rank 1, stories train/" in told[0]["message"]
     assert len(told[0]["ids"]) == 1 and len(told[0]["ids"][0]) == 1  # the one story of the micro-batch
+
+
+def test_it_is_launched_as_ddp_is_and_says_no_more(tiny_index, tmp_path):
+    config = small_config(tiny_index, tmp_path / "run", train={"steps": 2})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    done = launch("accelerate", tmp_path / "config.yaml", "train.strategy=zero1")
+    assert done.returncode == 0, done.stderr
+    start, mixed, *steps = done.stdout.splitlines()
+    assert "2 rank(s) on cpu" in start and mixed.startswith("of 12 neighbours")
+    assert [line.split()[1] for line in steps] == ["1/2", "2/2"]
+    assert "deepspeed" not in done.stderr.lower() and "FutureWarning" not in done.stderr
 
 
 if __name__ == "__main__":

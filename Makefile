@@ -1,11 +1,13 @@
-# make demo | test | lint | gpu-bench | clean. Everything is installed into .venv by itself.
+# make demo | test | lint | gpu-bench | bench-peers | clean. Everything is installed into .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 INSTALLED := $(VENV)/.installed
+PEERS := .venv-peers
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo test lint ci gpu-bench clean
+.PHONY: demo test lint ci gpu-bench bench-peers clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=python3.12")'
@@ -36,5 +38,13 @@ ci: lint test
 gpu-bench: $(INSTALLED)
 	PYTHON=$(BIN)/python bash benchmarks/gpu.sh
 
+# Other loaders, for benchmarks/loader.py: an environment that sees what .venv has (torch alone is 6 GB) and adds the rest.
+# One by one, so that a loader that cannot be installed stops no other; the benchmark's tables then say that it is missing.
+bench-peers: $(INSTALLED)
+	$(BIN)/python -m venv $(PEERS)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(PEERS)/bin/python $(PURELIB))/project.pth"
+	grep -v '^#' benchmarks/requirements-peers.txt | while read -r peer; do $(PEERS)/bin/pip install --quiet "$$peer" || echo "could not install $$peer"; done
+	grep -v '^#' benchmarks/requirements-peers-no-deps.txt | while read -r peer; do $(PEERS)/bin/pip install --quiet --no-deps "$$peer" || echo "could not install $$peer"; done
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(PEERS) $(DEMO)

@@ -17,7 +17,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--split", default="test", help="default: %(default)s; others go to RUN/evaluation-SPLIT.json")
     parser.add_argument("--checkpoint", default="latest", help="latest, best or a step (default: %(default)s)")
-    parser.add_argument("--shards", help="where the shards lie now, if they were moved")
+    parser.add_argument("--shards", help="folder or address where the shards lie now, if moved")
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda if there is one")
     parser.add_argument("--batch-stories", type=int, metavar="N", help="stories at once; default: the run's own")
     parser.add_argument("--generate-windows", type=int, metavar="N", help="windows that get a generated description")

@@ -21,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--checkpoint", default="latest", help="latest, best or a step (default: %(default)s)")
-    parser.add_argument("--shards", help="where the shards lie now, if they were moved")
+    parser.add_argument("--shards", help="folder or address where the shards lie now, if moved")
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda if there is one")
     parser.add_argument("--temperature", type=float, help="of nucleus sampling; default: the run's own")
     parser.add_argument("--top-p", type=float, help="of nucleus sampling; default: the run's own")

@@ -9,11 +9,17 @@ Exit codes: 0 finished; 2 a mistake in settings or data; 75 stopped by a signal 
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from storydist.command import ArgumentParser, run_command
+
+if TYPE_CHECKING:
+    from storydist.training.trainer import Run
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -24,14 +30,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the newest whole checkpoint of run.dir; start afresh if there is none",
+        help="go on from the newest whole checkpoint of run.dir, afresh if there is none",
     )
     parser.add_argument(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="resume although this setting differs; may be repeated",
+        "--allow-change", action="append", default=[], metavar="KEY", help="resume although it differs; may be repeated"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example train.steps=200")
     return parser.parse_intermixed_args()  # settings may stand before and after options
@@ -43,33 +45,44 @@ def main() -> int:
     from storydist.config import load_config
     from storydist.data.files import check_writable
     from storydist.data.index import ShardIndex
-    from storydist.run_folder import code_version, write_facts
-    from storydist.training import checkpoint
-    from storydist.training.trainer import build_run, restore_newest, train
+    from storydist.data.location import absolute
+    from storydist.run_folder import code_version
+    from storydist.training.lock import locked
+    from storydist.training.ranks import failing_together
+    from storydist.training.trainer import build_run
 
     config = load_config(arguments.config, arguments.overrides)
-    run_dir, shards = Path(config.run.dir), Path(config.data.shards).resolve()
-    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(shards)})})
+    run_dir, shards = Path(config.run.dir), absolute(config.data.shards)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
     check_writable(run_dir)
-    index = ShardIndex.open(shards)
-    steps = checkpoint.list_steps(run_dir)
-    if steps and not arguments.resume:
-        raise ValueError(
-            f"{run_dir} already holds a run at step {steps[-1]}; add --resume to go on, or choose another run.dir"
-        )
-    is_main = os.environ.get("RANK", "0") == "0"
-    say = print if is_main else (lambda text: None)
-    if arguments.resume and not steps:
-        say(f"{run_dir} holds no checkpoint to resume, so the run starts afresh")
+    index = ShardIndex.open(shards, config.data.cache)
+    say = print if os.environ.get("RANK", "0") == "0" else (lambda text: None)
     run = build_run(config, index, code_version())
-    restore_newest(run, say, tuple(arguments.allow_change))
-    if is_main:
-        write_facts(run_dir, config)
-    if run.state.step >= config.train.steps and not run.state.owes_evaluation:
-        say(f"{run_dir} is finished: step {run.state.step} of {config.train.steps}")
+    with ExitStack() as stack:
+        with failing_together():
+            if run.accelerator.is_main_process:
+                stack.enter_context(locked(run_dir, say))
+        return start(run, say, arguments.resume, tuple(arguments.allow_change))
+
+
+def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tuple[str, ...]) -> int:
+    """Begins the run or goes on with it, to its end; returns the exit code."""
+    from storydist.run_folder import write_facts
+    from storydist.training.keep import require_free
+    from storydist.training.trainer import restore_newest, train
+
+    if resume:
+        restore_newest(run, say, allow_change)
+    else:
+        require_free(run.path)
+    num_steps = run.config.train.steps
+    if run.state.step >= num_steps and not run.state.owes_evaluation:
+        say(f"{run.path} is finished: step {run.state.step} of {num_steps}")
         return 0
+    if run.accelerator.is_main_process:
+        write_facts(run.path, run.config)
     say(
-        f"{run_dir}: step {run.state.step} of {config.train.steps}, {run.stream.num_samples} samples an epoch, "
+        f"{run.path}: step {run.state.step} of {num_steps}, {run.stream.num_samples} samples an epoch, "
         f"{run.num_weights / 1e6:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
     )
     say(run.stream.mixing_told())

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,17 +32,37 @@ def locked_folder(root: Path, overwrite: bool) -> Iterator[None]:
         raise ValueError(f"{root} holds other files ({min(entries)}) and no shard set; choose an empty folder")
     (root / BUILD_FOLDER).mkdir(exist_ok=True)
     with open(root / BUILD_FOLDER / _LOCK_FILE, "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another build is writing to {root}; wait for it or choose another folder") from None
-        except OSError:
-            pass  # a file system without locks: two builds at once are then the user's own care
+        _lock(lock.fileno(), root)
         if overwrite:
             _remove_set(root)
         yield
         if (root / "index.json").exists():
             shutil.rmtree(root / BUILD_FOLDER)
+
+
+@contextlib.contextmanager
+def locked_tars(root: Path) -> Iterator[None]:
+    """Holds a folder of tars while they are indexed; leaves nothing in it.
+
+    Raises ValueError when another command is indexing it, or when it holds an unfinished build.
+    """
+    if (root / BUILD_FOLDER).exists():
+        raise ValueError(f"{root} holds an unfinished build ({BUILD_FOLDER}); run the same shards/build.py again")
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        _lock(descriptor, root)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, root: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another command is writing to {root}; wait for it or choose another folder") from None
+    except OSError:
+        pass  # a file system without locks: two at once are then the user's own care
 
 
 def _remove_set(root: Path) -> None:

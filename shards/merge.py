@@ -40,32 +40,45 @@ def merge(
     """
     shards = [ShardRows.load(root, shard.name) for shard in planned]
     skipped = [*skipped_before, *(story for shard in shards for story in shard.skipped)]
-    kept = [shard for shard in shards if len(shard.stories)]
-    if not kept:
+    if not any(len(shard.stories) for shard in shards):
         raise ValueError(f"all {len(skipped)} stories were skipped; the first: {skipped[0].message}")
     files = {f"tokenizer/{FILE_NAME}": sha256_file(root / "tokenizer" / FILE_NAME)}
     if skipped:
         write_atomic(root / SKIPPED_FILE, _skipped_csv(skipped))
         files[SKIPPED_FILE] = sha256_file(root / SKIPPED_FILE)
-    stories, members, suffixes = _tables(kept)
     original = facts.frames.frames == "original"
-    info = {
+    described = {
         "frames": facts.frames.frames,
         "height": None if original else facts.frames.height,
         "width": None if original else facts.frames.width,
         "tokenizer": facts.tokenizer,
-        "vocabulary_size": facts.wordpieces.vocabulary_size,
-        "suffixes": suffixes,
-        "shards": [_shard_info(shard) for shard in kept],
-        "splits": _splits(shards),
         "tag_vocabulary": list(facts.tag_vocabulary),
-        "score": _score_scale(kept),
         "skipped": dict(sorted(Counter(story.reason for story in skipped).items())),
         "files": files,
         "options": dict(facts.options),
     }
+    return write_rows(root, shards, facts.wordpieces.vocabulary_size, described)
+
+
+def write_rows(
+    root: Path, shards: Sequence[ShardRows], vocabulary_size: int, described: Mapping[str, Any]
+) -> IndexInfo:
+    """Writes the index of these shards, those of a split next to each other; shards without a story are left out.
+
+    `described`: the fields of IndexInfo that do not follow from the rows.
+    """
+    kept = [shard for shard in shards if len(shard.stories)]
+    stories, members, suffixes = _tables(kept)
+    info = {
+        **described,
+        "vocabulary_size": vocabulary_size,
+        "suffixes": suffixes,
+        "shards": [_shard_info(shard) for shard in kept],
+        "splits": _splits(shards),
+        "score": _score_scale(kept),
+    }
     ids = [story_id for shard in kept for story_id in shard.story_ids]
-    return write_index(root, info, stories, members, ids, _idf(kept, facts.wordpieces.vocabulary_size))
+    return write_index(root, info, stories, members, ids, _idf(kept, vocabulary_size))
 
 
 def _tables(shards: Sequence[ShardRows]) -> tuple[np.ndarray, np.ndarray, list[str]]:

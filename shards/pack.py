@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from shards.plan import PlannedShard
-from shards.rows import ShardRows, SkippedStory, finished_rows
+from shards.rows import GrowingRows, ShardRows, SkippedStory, finished_rows
 from shards.sources import BadStory, Source
 from shards.tar import TarWriter
 from storydist.data.frames import check_frame, decode_frame, encode_jpeg, frame_size
-from storydist.data.index import MEMBER_DTYPE, STORY_DTYPE
 from storydist.data.sample import TAG_KINDS, UNKNOWN_TAG, Sample, Story, encode, image_suffix, sample_key
 from storydist.data.text import Wordpieces
 
@@ -56,7 +55,7 @@ class Packer:
 
     def _write(self, shard: PlannedShard) -> ShardRows:
         tag_ids = {tag: number for number, tag in enumerate(self.tag_vocabulary)}
-        table = _Table(self.wordpieces.vocabulary_size)
+        rows = GrowingRows(self.wordpieces.vocabulary_size)
         with TarWriter(self.root / shard.name) as tar:
             for place, number in enumerate(shard.stories):
                 try:
@@ -69,43 +68,15 @@ class Packer:
                 except BadStory as error:
                     if not self.skip_bad:
                         raise
-                    table.skipped.append(SkippedStory(error.story_id, error.field, error.reason, str(error)))
+                    rows.skipped.append(SkippedStory(error.story_id, error.field, error.reason, str(error)))
                     continue
-                table.add(sample, [(suffix, *tar.add(f"{sample.key}.{suffix}", data)) for suffix, data in members])
-            if not table.stories:
-                return table.rows(shard, 0, "")
+                places = [(suffix, *tar.add(f"{sample.key}.{suffix}", data)) for suffix, data in members]
+                rows.add(story.story_id, sample.num_frames, sample.score, places)
+                rows.add_descriptions(sample.wordpieces, sample.lengths)
+            if not rows:
+                return rows.finished(shard.name, shard.split, 0, "")
             digest = tar.close()
-            return table.rows(shard, tar.size_bytes, digest)
-
-
-class _Table:
-    """A shard's rows as they grow."""
-
-    def __init__(self, vocabulary_size: int) -> None:
-        self.stories: list[tuple] = []
-        self.members: list[tuple] = []
-        self.suffixes: dict[str, int] = {}
-        self.story_ids: list[str] = []
-        self.frequency = np.zeros(vocabulary_size, np.int32)
-        self.num_descriptions = 0
-        self.skipped: list[SkippedStory] = []
-
-    def add(self, sample: Sample, members: list[tuple[str, int, int, int]]) -> None:
-        score = np.nan if sample.score is None else sample.score
-        self.stories.append((0, len(self.members), len(members), sample.num_frames, score))
-        for suffix, *place in members:
-            self.members.append((*place, self.suffixes.setdefault(suffix, len(self.suffixes))))
-        self.story_ids.append(sample.meta["story_id"])
-        for description in np.split(sample.wordpieces, np.cumsum(sample.lengths)[:-1]):
-            self.frequency[np.unique(description)] += 1
-        self.num_descriptions += sample.num_frames
-
-    def rows(self, shard: PlannedShard, size_bytes: int, sha256: str) -> ShardRows:
-        return ShardRows(
-            shard.name, shard.split, size_bytes, sha256,
-            np.array(self.stories, STORY_DTYPE), np.array(self.members, MEMBER_DTYPE),
-            list(self.suffixes), self.story_ids, self.frequency, self.num_descriptions, self.skipped,
-        )  # fmt: skip
+            return rows.finished(shard.name, shard.split, tar.size_bytes, digest)
 
 
 def to_sample(

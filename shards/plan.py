@@ -7,7 +7,7 @@ alone; a train story whose images later turn out damaged has had its part in the
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 
 from shards.sources import BadStory, Source
@@ -16,7 +16,7 @@ from storydist.data.sample import Story, to_json
 SPLIT_ORDER = ("train", "val", "test")
 TRAIN = "train"
 NO_TAGS = (("", "<pad>"), ("", "<unk>"))  # tag ids 0 and 1
-_SPLIT_NAME = re.compile(r"[a-z0-9_-]{1,40}")
+SPLIT_NAME = re.compile(r"[a-z0-9_-]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def make_plan(
     if not numbers:
         raise ValueError("the source holds no usable story, so there is nothing to build")
     by_frequency = sorted(tags, key=lambda tag: (-tags[tag], tag))
-    shards = tuple(shard for split in _ordered(numbers) for shard in _cut(split, numbers[split], stories_per_shard))
+    shards = tuple(
+        shard for split in in_split_order(numbers) for shard in _cut(split, numbers[split], stories_per_shard)
+    )
     return Plan(shards, tuple(train_texts), (*NO_TAGS, *by_frequency), digest.hexdigest())
 
 
@@ -98,7 +100,7 @@ def _check(story: Story, number: int, places: dict[str, int]) -> None:
         rows = f"rows {places[story.story_id]} and {number}"
         message = f"story {story.story_id}, field story_id: {rows} have the same id; ids must differ"
         raise BadStory(story.story_id, "story_id", "duplicate id", message)
-    if not _SPLIT_NAME.fullmatch(story.split):
+    if not SPLIT_NAME.fullmatch(story.split):
         message = f"story {story.story_id}, field split: {story.split!r} must consist of a-z, 0-9, - and _"
         raise BadStory(story.story_id, "split", "split cannot be a name", message)
 
@@ -109,7 +111,8 @@ def _content(story: Story) -> bytes:
     return to_json([getattr(story, field.name) for field in fields(story) if field.name not in derived])
 
 
-def _ordered(splits: dict[str, list[int]]) -> list[str]:
+def in_split_order(splits: Collection[str]) -> list[str]:
+    """The splits as they lie in a set: train, val, test, then others by name."""
     return [*(split for split in SPLIT_ORDER if split in splits), *sorted(set(splits) - set(SPLIT_ORDER))]
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,51 @@ class ShardRows:
         if rows.stories.dtype != STORY_DTYPE or rows.members.dtype != MEMBER_DTYPE:
             raise ValueError(f"{rows_path(root, name)} was written by another version")
         return rows
+
+
+class GrowingRows:
+    """A shard's rows while its stories are added one by one."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        self._stories: list[tuple] = []
+        self._members: list[tuple] = []
+        self._suffixes: dict[str, int] = {}
+        self._story_ids: list[str] = []
+        self._frequency = np.zeros(vocabulary_size, np.int32)
+        self._num_descriptions = 0
+        self.skipped: list[SkippedStory] = []
+
+    def __len__(self) -> int:
+        return len(self._stories)
+
+    def add(
+        self, story_id: str, num_frames: int, score: float | None, members: Iterable[tuple[str, int, int, int]]
+    ) -> None:
+        """Adds a story and its members, in tar order: (suffix, offset of the payload, size, CRC-32)."""
+        first = len(self._members)
+        for suffix, *place in members:
+            self._members.append((*place, self._suffixes.setdefault(suffix, len(self._suffixes))))
+        known_score = np.nan if score is None else score
+        self._stories.append((0, first, len(self._members) - first, num_frames, known_score))
+        self._story_ids.append(story_id)
+
+    def add_descriptions(self, wordpieces: np.ndarray, lengths: np.ndarray) -> None:
+        """Counts the wordpieces of a story's descriptions, which lie end to end (int32 [T]; lengths int32 [S])."""
+        for description in np.split(wordpieces, np.cumsum(lengths)[:-1]):
+            self._frequency[np.unique(description)] += 1
+        self._num_descriptions += len(lengths)
+
+    @property
+    def num_suffixes(self) -> int:
+        return len(self._suffixes)
+
+    def finished(self, name: str, split: str, size_bytes: int, sha256: str) -> ShardRows:
+        """The rows of the whole shard, whose file is `name`."""
+        return ShardRows(
+            name, split, size_bytes, sha256,
+            np.array(self._stories, STORY_DTYPE), np.array(self._members, MEMBER_DTYPE),
+            list(self._suffixes), self._story_ids, self._frequency, self._num_descriptions, self.skipped,
+        )  # fmt: skip
 
 
 _WORDS = ("name", "split", "size_bytes", "sha256", "suffixes", "story_ids", "num_descriptions")

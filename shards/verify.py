@@ -2,9 +2,9 @@
 
     python shards/verify.py SHARDS
 
-Hashes of every file, each tar walked member by member and compared with the index, every sample decoded and compared
-with its row, its texts tokenised again, no story (and, for splits by movie, no movie) in two splits. Exit code 1 when
-anything is wrong, 2 when the folder holds no shard set.
+Hashes of every file, each tar walked member by member and compared with the index, every story decoded and compared
+with its row, its texts tokenised again, no story (and, for splits by movie, no movie) in two splits. Of plain members
+(shards/index.py) nothing is decoded. Exit code 1 when anything is wrong, 2 when the folder holds no shard set.
 """
 
 import argparse
@@ -20,13 +20,15 @@ import numpy as np
 if __name__ == "__main__" and __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shards.folder import SHARD_PATTERN
+from shards.found import tar_names
+from shards.gather import MADE_BY
 from shards.inspect_shard import Inspector, ShardReport
 from shards.progress import Counter
 from shards.workers import map_in_order
 from storydist.command import ArgumentParser, positive_int, run_command
 from storydist.data.files import sha256_file
 from storydist.data.index import BUILD_FOLDER, IndexInfo, ShardIndex, read_info
+from storydist.data.location import is_remote, local_folder, shown
 from storydist.data.text import Wordpieces
 
 MAX_NAMED = 5  # ids named in one finding; the rest are counted
@@ -50,7 +52,7 @@ def verify(root: Path, num_workers: int = 1) -> Verdict:
     findings = [*_check_files(root, info), *_check_folder(root, info)]
     try:
         index = ShardIndex.open(root)
-        wordpieces = Wordpieces.load(root / "tokenizer")
+        wordpieces = Wordpieces.load(root / "tokenizer") if info.kind == "stories" else None
     except (ValueError, OSError) as error:
         return Verdict(info, [], list(dict.fromkeys([*findings, str(error)])))
     findings += _check_counts(index)
@@ -77,9 +79,10 @@ def _check_files(root: Path, info: IndexInfo) -> Iterator[str]:
 
 def _check_folder(root: Path, info: IndexInfo) -> Iterator[str]:
     known = {shard.name for shard in info.shards}
-    for path in sorted(root.glob(SHARD_PATTERN)):
-        if path.name not in known:
-            yield f"{path.name} is not in the index"
+    found = info.options.get("made_by") == MADE_BY  # then subfolders belong to the set too
+    for name in tar_names(root) if found else sorted(path.name for path in root.glob("*.tar")):
+        if name not in known:
+            yield f"{name} is not in the index"
     if (root / BUILD_FOLDER).exists():
         yield f"{BUILD_FOLDER} is left over from a build that did not end; run shards/build.py again"
 
@@ -140,7 +143,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=positive_int, default=1, help="processes (%(default)s)")
     arguments = parser.parse_args(argv)
     start_s = time.monotonic()
-    verdict = verify(Path(arguments.shards), arguments.workers)
+    if is_remote(arguments.shards):
+        raise ValueError(
+            f"{shown(arguments.shards)}: only a folder is verified, because all of it is read; copy the set "
+            "here first. Training checks the hash of each shard that it brings from an address"
+        )
+    verdict = verify(local_folder(arguments.shards), arguments.workers)
     if verdict.info is not None and verdict.reports:
         _print_table(verdict.info, verdict.reports)
     for finding in verdict.findings:

@@ -12,7 +12,7 @@ from storydist.data.settings import DataConfig
 from storydist.losses import LossConfig
 from storydist.model import ModelConfig
 from storydist.settings import Settings
-from storydist.training.checkpoint import CheckpointConfig
+from storydist.training.keep import CheckpointConfig
 from storydist.training.optim import OptimConfig
 from storydist.training.settings import TrainConfig
 from storydist.verdict.assemble import choice_merit

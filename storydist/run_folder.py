@@ -14,10 +14,12 @@ import yaml
 from torch.optim.swa_utils import AveragedModel
 
 from storydist.config import Config, parse_config
-from storydist.data.files import write_atomic
+from storydist.data.files import remove_leftovers, write_atomic
 from storydist.data.index import ShardIndex
+from storydist.data.storage import CacheConfig
 from storydist.model import StoryModel, data_facts
 from storydist.training import checkpoint
+from storydist.training.keep import checkpoint_path, pick
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 PACKAGES = (
@@ -56,28 +58,31 @@ def load_run(
     """
     run = Path(run_dir)
     config = read_config(run)
-    step, notes = _pick(run, which)
-    folder = checkpoint.checkpoint_path(run, step)
-    index = _open_shards(shards or config.data.shards)
-    _, identity = checkpoint.read_state(folder)
+    step, notes = pick(run, which)
+    folder = checkpoint_path(run, step)
+    index = _open_shards(shards or config.data.shards, config.data.cache)
+    manifest = checkpoint.read_manifest(folder)
+    identity = manifest.identity
     if identity.fingerprint != index.info.fingerprint:
         raise ValueError(
-            f"{folder} was trained on other shards than {index.root}: fingerprint "
+            f"{folder} was trained on other shards than {index}: fingerprint "
             f"{identity.fingerprint[:12]}, found {index.info.fingerprint[:12]}"
         )
     model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data))
-    if (folder / checkpoint.EMA).exists():
+    if checkpoint.EMA in manifest.files:
         averaged = AveragedModel(model)
-        checkpoint.load_weights(folder / checkpoint.EMA, averaged)
+        stored = checkpoint.read_tensors(folder, manifest, checkpoint.EMA)
+        checkpoint.load_weights(stored, averaged, folder / checkpoint.EMA)
         model = averaged.module  # type: ignore[assignment]
     else:
-        checkpoint.load_weights(folder / checkpoint.MODEL, model)
+        stored = checkpoint.read_tensors(folder, manifest, checkpoint.MODEL)
+        checkpoint.load_weights(stored, model, folder / checkpoint.MODEL)
     return LoadedRun(model.to(device or torch.device("cpu")).eval(), config, index, step, notes)
 
 
-def _open_shards(path: str) -> ShardIndex:
+def _open_shards(location: str, cache: CacheConfig) -> ShardIndex:
     try:
-        return ShardIndex.open(path)
+        return ShardIndex.open(location, cache)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; if the run's shards were moved, name them with --shards") from None
 
@@ -94,6 +99,8 @@ def write_facts(run: Path, config: Config) -> None:
     """Saves the resolved settings, library versions, machine and state of the code beside the run."""
     run.mkdir(parents=True, exist_ok=True)
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    for name in (CONFIG, ENVIRONMENT):
+        remove_leftovers(run / name)
     write_atomic(run / CONFIG, f"# Resolved settings of this run.\n{settings}".encode())
     write_atomic(run / ENVIRONMENT, json.dumps(environment(), indent=1).encode())
 
@@ -114,31 +121,6 @@ def code_version() -> str:
     """Version and commit, for a checkpoint to tell."""
     commit = _git("rev-parse", "--short", "HEAD") or "unknown"
     return f"storydist {_version('storydist') or 'from a checkout'}, commit {commit}"
-
-
-def _pick(run: Path, which: str | int) -> tuple[int, list[str]]:
-    """The step to open, and what is damaged beside it."""
-    steps = checkpoint.list_steps(run)
-    notes: list[str] = []
-    newest = checkpoint.newest_valid(run, notes.append)
-    if newest is None:
-        raise FileNotFoundError("; ".join([f"{run} has no whole checkpoint", *notes]))
-    if which == "latest":
-        return newest, notes
-    if which == "best":
-        best = checkpoint.read_state(checkpoint.checkpoint_path(run, newest))[0].best_step
-        if best is None:
-            raise ValueError(f"{run} was never judged while it trained (train.evaluate_every), so none is best")
-        which = best
-    if not str(which).isdecimal():
-        raise ValueError(f"checkpoint {which!r} is neither latest nor best nor a step")
-    step = int(which)
-    if step not in steps:
-        raise FileNotFoundError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    problem = checkpoint.damage(checkpoint.checkpoint_path(run, step))
-    if problem:
-        raise ValueError(f"checkpoint step {step} is damaged: {problem}")
-    return step, notes
 
 
 def _version(name: str) -> str | None:

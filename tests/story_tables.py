@@ -5,7 +5,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -81,15 +81,17 @@ def build_arguments(source: Path, out: Path, *more: object) -> list[str]:
 
 def build_set(source: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
     """shards/build.py in this process, which saves starting one."""
-    return _call(build.main, build_arguments(source, out, *more))
+    return call(build.main, build_arguments(source, out, *more))
 
 
 def verify_set(*arguments: object) -> subprocess.CompletedProcess[str]:
     """shards/verify.py in this process."""
-    return _call(verify.main, [str(argument) for argument in arguments])
+    return call(verify.main, arguments)
 
 
-def _call(main: Callable[[list[str]], int], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def call(main: Callable[[list[str]], int], given: Iterable[object]) -> subprocess.CompletedProcess[str]:
+    """A command's `main` in this process, as the command runs it."""
+    arguments = [str(argument) for argument in given]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run_command(lambda: main(arguments))

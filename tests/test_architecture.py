@@ -95,6 +95,20 @@ def test_nothing_is_unpickled_or_run_from_data(path):
 def test_data_needs_no_torch_where_the_sharding_step_uses_it():
     for path in [
         ROOT / "storydist" / "data" / f"{room}.py"
-        for room in ("markup", "sample", "index", "order", "text", "frames", "npy", "files", "storage")
+        for room in (
+            "markup",
+            "sample",
+            "index",
+            "order",
+            "text",
+            "frames",
+            "npy",
+            "files",
+            "storage",
+            "cache",
+            "download",
+            "location",
+            "tar",
+        )
     ] + list((ROOT / "shards").rglob("*.py")):
         assert not any(module.split(".")[0] == "torch" for module in imports(path)), path

@@ -24,6 +24,7 @@ from PIL import Image
 
 from storydist.command import run_command
 from storydist.data.index import read_info
+from storydist.training.lock import locked
 from tests.story_tables import (
     ROOT,
     build_arguments,
@@ -554,3 +555,48 @@ def test_no_run(script, source, tmp_path):
 def test_split_or_checkpoint_that_is_not_there(script, trained):
     assert "no split 'holdout'; it has train" in refused(script, trained, "--split", "holdout")
     assert "no checkpoint of step 99; it has 1" in refused(script, trained, "--checkpoint", "99")
+
+
+# Checkpoints
+
+
+def test_checkpoints_are_listed_verified_and_taken_out(trained, tmp_path):
+    done = call("launch/checkpoint.py", "list", trained)
+    assert done.returncode == 0 and re.search(r"^ +1 +0\.. MB +\d+ \w+ +whole$", done.stdout, re.MULTILINE), done.stdout
+    assert "1 of 1 are whole" in call("launch/checkpoint.py", "verify", trained).stdout
+    done = call("launch/checkpoint.py", "export", trained, "latest", "--out", tmp_path / "weights.safetensors")
+    assert done.returncode == 0 and (tmp_path / "weights.safetensors").is_file()
+    assert "two or more steps" in refused("launch/checkpoint.py", "average", trained, "1", "--out", tmp_path / "mean")
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    (copy / "checkpoints" / "step-00000001" / "optimizer.safetensors").unlink()
+    done = call("launch/checkpoint.py", "verify", copy)
+    assert done.returncode == 1 and "optimizer.safetensors" in done.stdout and "0 of 1 are whole" in done.stdout
+    assert call("launch/checkpoint.py", "list", copy).returncode == 0
+    assert "no whole checkpoint" in refused("launch/checkpoint.py", "export", copy, "latest", "--out", tmp_path / "no")
+
+
+def test_checkpoints_that_are_not_there(trained, tmp_path):
+    assert "has no checkpoints" in refused("launch/checkpoint.py", "list", tmp_path)
+    assert "invalid choice: 'lst'" in refused("launch/checkpoint.py", "lst", tmp_path)
+    assert "--out" in refused("launch/checkpoint.py", "export", trained, "latest")
+    out = tmp_path / "out"
+    assert "was never judged" in refused("launch/checkpoint.py", "export", trained, "best", "--out", out)
+    assert "neither latest nor best" in refused("launch/checkpoint.py", "export", trained, "lates", "--out", out)
+    assert "no moving average" in refused("launch/checkpoint.py", "export", trained, "1", "--out", out, "--ema")
+
+
+def test_a_run_that_is_going_on_is_left_alone(shards, config, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / ".lock").unlink()
+    with locked(run, print):
+        arguments = ["--config", config, f"data.shards={shards}", f"run.dir={run}", "--resume"]
+        message = refused("launch/train.py", *arguments, "train.steps=2", "--allow-change", "train.steps")
+    assert f"{run} is in use by another run: process {os.getpid()} on " in message
+
+
+def test_a_run_that_cannot_save_says_so(shards, config, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").touch()
+    message = refused("launch/train.py", "--config", config, f"data.shards={shards}", f"run.dir={run}")
+    assert message == f"{run / 'checkpoints'}: File exists\n"

@@ -254,6 +254,8 @@ def test_nothing_in_a_shard_is_unpickled_or_run(tmp_path):
         isinstance(value, memoryview) for key, value in sample.items() if key != "__key__"
     )
     assert not marker.exists()
+    with pytest.raises(ValueError, match="holds samples of other kinds than stories"):
+        Stream(index, DataConfig(shards=str(index.root)), seed=0, global_batch=1)
 
 
 def _plain_index(path: Path) -> ShardIndex:

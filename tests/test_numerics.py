@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from storydist.model.layers import recur
 from storydist.training import micro_batch, trainer
-from storydist.training.checkpoint import list_steps
+from storydist.training.keep import list_steps
 from storydist.training.micro_batch import NotFiniteError
 from storydist.training.trainer import Meter, Run, _agree, build_run, restore_newest, train, update
 from tests.small_runs import SMALL, small_config

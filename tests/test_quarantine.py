@@ -59,6 +59,7 @@ def test_the_list_survives_stops_and_nothing_else_changes(damaged, tmp_path):
     run_to_end(damaged, tmp_path / "straight", **sections(damaged))
     for stop in (3, 8):
         assert run_to_end(damaged, tmp_path / "stopped", stop_after=stop, **sections(damaged))[0] == REQUEUE
+    (tmp_path / "stopped" / "quarantine.jsonl").write_text('{"found": "after the checkpoint"}\n')  # as a kill leaves it
     assert run_to_end(damaged, tmp_path / "stopped", **sections(damaged))[0] == 0
     assert listed(tmp_path / "stopped") == listed(tmp_path / "straight")
     assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "straight"))

@@ -105,7 +105,7 @@ def write_shards(
         "tag_vocabulary": TAGS,
         "score": {"mean": 0.5, "std": 0.5, "min": 0.0, "max": 1.0, "count": train} if scored else None,
         "skipped": {},
-        "files": {},
+        "files": {"tokenizer/tokenizer.json": sha256_file(folder / "tokenizer" / "tokenizer.json")},
         "options": {},
     }
     ids = [s.meta["story_id"] for samples in made.values() for s in samples]

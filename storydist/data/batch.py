@@ -141,7 +141,7 @@ def collate(
     tensor = torch.from_numpy
     return Batch(
         ids=[run.story_id for run in runs],
-        story_B=torch.tensor([run.story for run in runs]),
+        story_B=tensor(np.array([run.story for run in runs])),
         valid_B=tensor(run_valid),
         score_B=tensor(np.where(score_known, scores, np.float32(0))),
         score_known_B=tensor(score_known),
@@ -167,7 +167,7 @@ def _pad_texts(
     whole_N = kept_N == lengths_N
     ends_N = kept_N + 1 + whole_N
     width = int(kept_N.max())
-    padded_NL = np.full((len(lengths_N), int(ends_N.max())), PAD, dtype=np.int64)
+    padded_NL = np.zeros((len(lengths_N), int(ends_N.max())), dtype=np.int64)  # PAD
     padded_NL[:, 0] = special.cls
     # Row by row, as the texts lie in flat_T.
     padded_NL[:, 1 : 1 + width][np.arange(width) < kept_N[:, None]] = flat_T
@@ -189,10 +189,11 @@ def _tags(runs: Sequence[FrameRun], first_row: np.ndarray, num_frames: int, max_
     tags_G3 = np.concatenate([run.tags for run in runs])
     story_G = np.repeat(np.arange(len(runs)), [len(run.tags) for run in runs])
     assert not len(tags_G3) or tags_G3[:, 2].max() < len(TAG_KINDS), tags_G3[:, 2].max()
-    of_frame, of_story = np.flatnonzero(tags_G3[:, 0] >= 0), np.flatnonzero(tags_G3[:, 0] < 0)
-    row_G = (first_row[story_G] + tags_G3[:, 0])[of_frame]
-    tags_NG, kinds_NG, mask_NG = _pad_tags(row_G, tags_G3[of_frame], num_frames, max_tags)
-    tags_BG, _, mask_BG = _pad_tags(story_G[of_story], tags_G3[of_story], len(runs), max_tags)
+    own_G = tags_G3[:, 0] < 0
+    of_story, of_frame = np.flatnonzero(own_G), np.flatnonzero(~own_G)
+    row_G = (first_row.take(story_G) + tags_G3[:, 0]).take(of_frame)
+    tags_NG, kinds_NG, mask_NG = _pad_tags(row_G, tags_G3.take(of_frame, axis=0), num_frames, max_tags)
+    tags_BG, _, mask_BG = _pad_tags(story_G.take(of_story), tags_G3.take(of_story, axis=0), len(runs), max_tags)
     return {
         "tags_NG": tags_NG,
         "tag_kinds_NG": kinds_NG,
@@ -206,12 +207,13 @@ def _pad_tags(row_G: np.ndarray, tags_G3: np.ndarray, num_rows: int, max_tags: i
     """Tag and kind, int64 [R, G], and which are there; from (_, tag, kind) in order of mention and the row of each."""
     if (row_G[1:] < row_G[:-1]).any():
         order = np.argsort(row_G, kind="stable")
-        row_G, tags_G3 = row_G[order], tags_G3[order]
+        row_G, tags_G3 = row_G[order], tags_G3.take(order, axis=0)
     tags_G3, counts_R = _cut(tags_G3, np.bincount(row_G, minlength=num_rows), max_tags)
     present_RG = np.arange(max(1, int(counts_R.max()))) < counts_R[:, None]
-    padded_2RG = np.zeros((2, *present_RG.shape), dtype=np.int64)
-    padded_2RG[:, present_RG] = tags_G3[:, 1:].T
-    return torch.from_numpy(padded_2RG[0]), torch.from_numpy(padded_2RG[1]), torch.from_numpy(present_RG)
+    tags_RG, kinds_RG = np.zeros((2, *present_RG.shape), dtype=np.int64)
+    # Row by row, as the tags lie in tags_G3.
+    tags_RG[present_RG], kinds_RG[present_RG] = tags_G3[:, 1], tags_G3[:, 2]
+    return torch.from_numpy(tags_RG), torch.from_numpy(kinds_RG), torch.from_numpy(present_RG)
 
 
 def _pad_characters(runs: Sequence[FrameRun]) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,12 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     sync(path.parent)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Removes what a killed `write_atomic` of this path has left; for whoever is the only one to write it."""
+    for leftover in path.parent.glob(f".{path.name}.tmp-*"):
+        leftover.unlink(missing_ok=True)
+
+
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Names `path` in an OSError, which may name no file (a full disk) or one that is only written beside."""
@@ -47,6 +53,16 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and what is missing above it, their entries flushed to the disk; one that exists is left alone."""
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

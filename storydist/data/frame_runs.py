@@ -1,5 +1,7 @@
 """Reads stories, or frames in a row of them, as FrameRuns whose pixels lie end to end in one batch's memory."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +12,7 @@ from storydist.data.batch import FrameRun
 from storydist.data.decode import BadImage, decode_exact, decode_scaled
 from storydist.data.index import ShardIndex
 from storydist.data.memory import FrameMemory
-from storydist.data.npy import read_header
+from storydist.data.npy import npy_shape
 from storydist.data.reader import BadSample, Located, Member, ShardReader
 from storydist.data.sample import IMAGE_SUFFIX, TEXT_SUFFIXES, SampleArrays, decode_arrays
 from storydist.data.settings import DataConfig
@@ -19,13 +21,15 @@ Span = tuple[int, int, int]  # story, first frame, last frame + 1
 
 RAW = "frames.npy"
 _ARRAYS = ("wordpieces.npy", "lengths.npy", "tags.npy", "characters.npy", "times.npy")
+_MAX_KEPT = 8192  # stories; some 8 KB each
 _UNREAD = frozenset((*TEXT_SUFFIXES, "json"))  # training needs none of these
 
 
 class SampleReader:
     """Reads the samples of a shard set. Threads may share one.
 
-    A raw story is checked whole (its checksum) when any of it is first read; from then on windows are read alone.
+    What windows of a story share (all but its pixels) is kept for the stories read last, so that a further window costs
+    its own pixels only. A story is checked whole, by its checksums, whenever it is read anew.
     """
 
     def __init__(self, index: ShardIndex, config: DataConfig):
@@ -34,7 +38,8 @@ class SampleReader:
         self.shards = ShardReader(index, verify=config.verify, max_open=4 * config.block_shards)
         self.num_frames = index.stories.view(np.ndarray)["num_frames"]
         self.memory = FrameMemory(config.prefetch + config.threads + 2)  # read ahead, being read, with the trainer
-        self._checked = bytearray(len(index.stories) // 8 + 1)  # a bit a story: its raw frames fit their checksum
+        self._recent: OrderedDict[int, _Story] = OrderedDict()
+        self._lock = threading.Lock()
 
     def whole(self, story: int) -> Span:
         """All frames of a story."""
@@ -72,13 +77,29 @@ class SampleReader:
 
     def _read(self, span: Span, out: np.ndarray) -> FrameRun:
         """Fills `out`, uint8 [S, H, W, 3], with the span's frames."""
-        located = self.shards.locate(span[0], skip=_UNREAD)
+        number, start, stop = span
+        recent = self._recent.get(number)
+        if recent is not None:
+            self.shards.read_at(recent.located, recent.first_pixel + start * out[0].nbytes, [out.reshape(-1).data])
+            return recent.run(span, out)
+        located = self.shards.locate(number, skip=_UNREAD)
         raw = next((member for member in located.members if member.suffix == RAW), None)
         if raw is None:
-            payloads = self._read_encoded(located, span, out)
-        else:
-            payloads = self._read_raw(located, span, raw, out)
-        return self._run(located, span, payloads, out)
+            return self._story(located, self._read_encoded(located, span, out), 0).run(span, out)
+        part = stop - start < located.num_frames
+        pixels = self.memory.take(located.num_frames, *self.size, 3).numpy() if part else out
+        payloads, first_pixel = self._read_raw(located, raw, pixels.reshape(-1).data)
+        story = self._story(located, payloads, first_pixel)
+        if part:
+            out[:] = pixels[start:stop]
+            self._keep(story)
+        return story.run(span, out)
+
+    def _keep(self, story: "_Story") -> None:
+        with self._lock:
+            self._recent[story.located.story] = story
+            if len(self._recent) > _MAX_KEPT:
+                self._recent.popitem(last=False)
 
     def read_texts(self, story: int) -> FrameRun:
         """A whole story with black frames of 1 x 1 pixel: texts, tags and times as training has them, no picture read.
@@ -88,20 +109,17 @@ class SampleReader:
         located = self.shards.locate(story)
         payloads = self.shards.read_members(located, [m for m in located.members if m.suffix in _ARRAYS])
         frames = np.zeros((located.num_frames, 1, 1, 3), dtype=np.uint8)
-        return self._run(located, self.whole(story), payloads, frames)
+        return self._story(located, payloads, 0).run(self.whole(story), frames)
 
-    def _run(self, located: Located, span: Span, payloads: dict[str, memoryview], frames: np.ndarray) -> FrameRun:
-        story, start, stop = span
-        story_id = self.index.story_id(story)
+    def _story(self, located: Located, payloads: dict[str, memoryview], first_pixel: int) -> "_Story":
+        story_id = self.index.story_id(located.story)
         try:
             arrays = decode_arrays(story_id, payloads)
             if len(arrays.lengths) != located.num_frames:
                 raise ValueError(f"{len(arrays.lengths)} descriptions, the index says {located.num_frames} frames")
         except ValueError as error:
             raise self.shards.bad(located, str(error)) from error
-        if stop - start < located.num_frames:
-            arrays = _between(arrays, start, stop)
-        return FrameRun(story, story_id, frames, *arrays, first_position=start, score=located.score)
+        return _Story(located, story_id, arrays, first_pixel)
 
     def _read_encoded(self, located: Located, span: Span, out: np.ndarray) -> dict[str, memoryview]:
         _, start, stop = span
@@ -123,15 +141,10 @@ class SampleReader:
             ) from error
         return payloads
 
-    def _read_raw(self, located: Located, span: Span, raw: Member, out: np.ndarray) -> dict[str, memoryview]:
-        """All members but the text in one call, the pixels straight into `out`; or, of a story that was checked before,
-        only the pixels wanted.
-        """
-        story, start, stop = span
-        frame_bytes = self.size[0] * self.size[1] * 3
-        pixel_bytes = located.num_frames * frame_bytes
+    def _read_raw(self, located: Located, raw: Member, pixels: memoryview) -> tuple[dict[str, memoryview], int]:
+        """All members but the text in one call, the story's pixels straight into `pixels`; and where these begin."""
         begin, end = self.shards.bounds(located, located.members)
-        before, after = raw.offset + raw.size - pixel_bytes - begin, raw.offset + raw.size
+        before, after = raw.offset + raw.size - len(pixels) - begin, raw.offset + raw.size
         if before <= raw.offset - begin or raw.offset < begin or end < after:
             raise self.shards.bad(
                 located,
@@ -139,31 +152,18 @@ class SampleReader:
                 f"{located.num_frames} frames of {self.size[0]}x{self.size[1]}",
             )
         scratch = memoryview(bytearray(before + end - after))
-        pixels = out.reshape(-1).data
-        if stop - start == located.num_frames or not self._is_checked(story):
-            whole = pixels if stop - start == located.num_frames else memoryview(bytearray(pixel_bytes))
-            self.shards.read_at(located, begin, [scratch[:before], whole, scratch[before:]])
-            if self.shards.verify:
-                self.shards.check(located, raw, scratch[raw.offset - begin : before], whole)
-                self._checked[story // 8] |= 1 << story % 8
-            if whole is not pixels:
-                pixels[:] = whole[start * frame_bytes : stop * frame_bytes]
-        else:
-            self.shards.read_at(located, begin, [scratch[:before]])
-            self.shards.read_at(located, begin + before + start * frame_bytes, [pixels])
-            self.shards.read_at(located, after, [scratch[before:]])
-        self._check_header(located, raw, scratch[raw.offset - begin : before])
-        return self._slices(located, scratch, begin, raw, pixel_bytes)
-
-    def _is_checked(self, story: int) -> bool:
-        return not self.shards.verify or bool(self._checked[story // 8] >> story % 8 & 1)
+        self.shards.read_at(located, begin, [scratch[:before], pixels, scratch[before:]])
+        header = scratch[raw.offset - begin : before]
+        if self.shards.verify:
+            self.shards.check(located, raw, header, pixels)
+        self._check_header(located, raw, header)
+        return self._slices(located, scratch, begin, raw, len(pixels)), begin + before
 
     def _check_header(self, located: Located, raw: Member, header: memoryview) -> None:
-        wanted = ("|u1", (located.num_frames, *self.size, 3), len(header))
         try:
-            found = read_header(header)
-            if found != wanted:
-                raise ValueError(f"holds {found[0]} {found[1]}, needed {wanted[0]} {wanted[1]}")
+            _, start = npy_shape(header, raw.size, "|u1", (located.num_frames, *self.size, 3))
+            if start != len(header):
+                raise ValueError(f"its values begin at {start}, needed {len(header)}")
         except ValueError as error:
             raise self.shards.bad(located, f"member {RAW!r} at offset {raw.offset}: {error}") from error
 
@@ -188,16 +188,33 @@ def frame_size(index: ShardIndex, config: DataConfig) -> tuple[int, int]:
     return index.info.height, index.info.width
 
 
-def _between(arrays: SampleArrays, start: int, stop: int) -> SampleArrays:
-    """What belongs to frames start .. stop-1, counted from start, and the story's own tags."""
-    ends = np.cumsum(arrays.lengths[:stop])
-    frame = arrays.tags[:, 0]
-    tags = arrays.tags[(frame < 0) | ((frame >= start) & (frame < stop))]
-    tags[:, 0] -= np.where(tags[:, 0] < 0, 0, start)
-    return SampleArrays(
-        wordpieces=arrays.wordpieces[int(ends[start - 1]) if start else 0 : int(ends[-1])],
-        lengths=arrays.lengths[start:stop],
-        tags=tags,
-        characters=arrays.characters[start:stop],
-        times_s=arrays.times_s[start:stop],
-    )
+class _Story:
+    """A story without its pixels, from which runs of its frames are cut."""
+
+    def __init__(self, located: Located, story_id: str, arrays: SampleArrays, first_pixel: int):
+        self.located, self.story_id, self.arrays, self.first_pixel = located, story_id, arrays, first_pixel
+        self._cuts: tuple[list[int], np.ndarray, np.ndarray] | None = None
+
+    def run(self, span: Span, frames: np.ndarray) -> FrameRun:
+        """The run of a span, with these frames."""
+        number, start, stop = span
+        arrays = self.arrays if stop - start == self.located.num_frames else self._between(start, stop)
+        return FrameRun(number, self.story_id, frames, *arrays, first_position=start, score=self.located.score)
+
+    def _between(self, start: int, stop: int) -> SampleArrays:
+        """What belongs to frames start .. stop-1, counted from start, and the story's own tags."""
+        wordpieces, lengths, tags, characters, times_s = self.arrays
+        if self._cuts is None:  # where each text ends, and the tags by frame, the story's own before all
+            by_frame = tags[np.argsort(tags[:, 0], kind="stable")]
+            self._cuts = [0, *np.cumsum(lengths).tolist()], by_frame, by_frame[:, 0].copy()
+        ends, by_frame, frame_G = self._cuts
+        own, first, last = frame_G.searchsorted((0, start, stop)).tolist()
+        chosen = np.concatenate((by_frame[:own], by_frame[first:last]))
+        chosen[own:, 0] -= start
+        return SampleArrays(
+            wordpieces=wordpieces[ends[start] : ends[stop]],
+            lengths=lengths[start:stop],
+            tags=chosen,
+            characters=characters[start:stop],
+            times_s=times_s[start:stop],
+        )

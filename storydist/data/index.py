@@ -8,14 +8,15 @@
     tokenizer/             see storydist/data/text.py
     train-000000.tar ...   see storydist/data/sample.py
 
-The tables are memory-mapped: opening costs the same for a hundred stories as for ten million.
+The tables are memory-mapped: opening costs the same for a hundred stories as for ten million. Layout and rules:
+docs/shard_format.md.
 """
 
 import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storydist.data.files import sha256_file, write_atomic
-from storydist.data.storage import LocalStorage
+from storydist.data.location import check_file, is_remote, local_folder, shown
+from storydist.data.storage import CacheConfig, LocalStorage, RemoteStorage
 
 SCHEMA_VERSION = 1
 BUILD_FOLDER = ".build"  # in the shard set's folder while it is being built
@@ -75,10 +77,14 @@ class IndexInfo(_Record):
     the set. `height`, `width` are None when frames are "original". `tag_vocabulary[id]` is (kind, value): ids 0 and 1
     are padding and unknown, then the train split's tags, most frequent first. `files`: SHA-256 of the tables and of the
     tokenizer's files. `options`: what shaped the bytes. `skipped`: stories left out, by reason.
+
+    `kind` "members": tars of any other content, indexed by shards/index.py. There `num_frames` counts image members, no
+    score is known, and there is no tokenizer, vocabulary or tag.
     """
 
     schema_version: int
     fingerprint: str
+    kind: Literal["stories", "members"] = "stories"
     frames: Literal["original", "jpeg", "raw"]
     height: int | None
     width: int | None
@@ -96,7 +102,11 @@ class IndexInfo(_Record):
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """An opened shard set. The tables are read-only memory maps; pickling sends only the folder's name."""
+    """An opened shard set. The tables are read-only memory maps; pickling sends only where the set lies.
+
+    `root`: the folder on this node with index.json, tables and tokenizer; the shards lie there too unless the set is at
+    an address.
+    """
 
     root: Path
     info: IndexInfo
@@ -104,32 +114,46 @@ class ShardIndex:
     members: np.ndarray = field(repr=False)
     story_ids: np.ndarray = field(repr=False)
     wordpiece_idf: np.ndarray = field(repr=False)
-    storage: LocalStorage = field(repr=False)
+    storage: LocalStorage | RemoteStorage = field(repr=False)
+    location: str | Path
+    cache: CacheConfig | None = field(repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> "ShardIndex":
-        """Opens the shard set in a folder.
+    def open(cls, location: str | Path, cache: CacheConfig | None = None) -> "ShardIndex":
+        """Opens the shard set in a folder, or at an address such as https://HOST/PATH (seen through the node's cache).
 
         Raises FileNotFoundError when there is none or its build was not finished, ValueError when index.json was
-        changed, has another schema version, or does not fit its tables. The tars are not touched.
+        changed, has another schema version, names files outside the set, or does not fit its tables; OSError when an
+        address cannot be read. The tars are not touched.
         """
-        root = Path(path)
-        info = read_info(root)
+        storage: LocalStorage | RemoteStorage
+        if is_remote(location):
+            storage = RemoteStorage(str(location), cache or CacheConfig())
+            text = storage.read_index()
+            info = parse_info(text, storage.where("index.json"))
+            root = storage.bring_tables(info.fingerprint, text, info.files)
+        else:
+            root = local_folder(location)
+            info, storage = read_info(root), LocalStorage(root)
         stories, members, story_ids, idf = (_open_table(root / name) for name in TABLES)
         num_stories = sum(split.num_stories for split in info.splits.values())
         _need(stories.dtype == STORY_DTYPE and stories.shape == (num_stories,), root, "index.stories.npy")
         _need(members.dtype == MEMBER_DTYPE and members.ndim == 1, root, "index.members.npy")
         _need(story_ids.dtype.kind == "S" and story_ids.shape == (num_stories,), root, "index.story_ids.npy")
         _need(idf.dtype == np.float32 and idf.shape == (info.vocabulary_size,), root, "index.idf.npy")
-        return cls(root, info, stories, members, story_ids, idf, LocalStorage(root))
+        return cls(root, info, stories, members, story_ids, idf, storage, location, cache)
 
     def __reduce__(self) -> tuple:
-        return (ShardIndex.open, (self.root,))
+        return (ShardIndex.open, (self.location, self.cache))
+
+    def __str__(self) -> str:
+        """Where the set lies, for messages."""
+        return shown(self.location) if isinstance(self.location, str) and is_remote(self.location) else str(self.root)
 
     def split(self, name: str) -> range:
         """The story numbers of a split. Raises ValueError when there is no such split, listing those there are."""
         if name not in self.info.splits:
-            raise ValueError(f"{self.root} has no split {name!r}; it has {', '.join(self.info.splits)}")
+            raise ValueError(f"{self} has no split {name!r}; it has {', '.join(self.info.splits)}")
         split = self.info.splits[name]
         return range(split.first, split.first + split.num_stories)
 
@@ -143,13 +167,16 @@ class ShardIndex:
         return self.root / self.info.shards[shard].name
 
     def fetch_shard(self, shard: int) -> Path:
-        """Path of a whole shard on this node. Raises FileNotFoundError, or ValueError when its size is another."""
+        """Path of a whole shard on this node, to be opened before this thread asks for another. Raises
+        FileNotFoundError, OSError when it cannot be brought here, or ValueError when its size or hash is another.
+        """
         info = self.info.shards[shard]
         return self.storage.fetch(info.name, info.size_bytes, info.sha256)
 
-    def prefetch_shards(self, shards: Sequence[int]) -> None:
-        """Says which shards will be wanted soon, so that those that lie elsewhere are fetched ahead."""
-        self.storage.prefetch([self.info.shards[shard].name for shard in shards])
+    def prefetch_shards(self, shards: Iterable[int]) -> None:
+        """Begins to bring shards to this node, in this order, in the background; `fetch_shard` tells what failed."""
+        infos = [self.info.shards[shard] for shard in shards]
+        self.storage.prefetch([(info.name, info.size_bytes, info.sha256) for info in infos])
 
     def story_id(self, story: int) -> str:
         return bytes(self.story_ids[story]).decode()
@@ -170,7 +197,11 @@ def read_info(root: Path) -> IndexInfo:
         if (root / BUILD_FOLDER).is_dir():
             raise FileNotFoundError(f"{root} holds an unfinished build; run the same shards/build.py again")
         raise FileNotFoundError(f"{root} is not a shard set (no index.json); make one with shards/build.py")
-    text = path.read_bytes()
+    return parse_info(path.read_bytes(), path)
+
+
+def parse_info(text: bytes, path: str | Path) -> IndexInfo:
+    """What an index.json says. Raises ValueError, naming it as `path`, as `ShardIndex.open`."""
     try:
         found = json.loads(text)
     except ValueError as error:
@@ -181,10 +212,15 @@ def read_info(root: Path) -> IndexInfo:
     if found.get("fingerprint") != fingerprint_of(text):
         raise ValueError(f"{path} was changed after it was written (its fingerprint does not match); build it again")
     try:
-        return IndexInfo.model_validate(found)
+        info = IndexInfo.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for shard in info.shards:
+        check_file(path, shard.name, shard.sha256, shard.size_bytes)
+    for name, sha256 in info.files.items():
+        check_file(path, name, sha256)
+    return info
 
 
 def fingerprint_of(text: bytes) -> str:

@@ -36,28 +36,31 @@ def from_npy(data: bytes | memoryview, dtype: str, shape: Sequence[int | None]) 
 
     Raises ValueError when the header, dtype, shape or number of bytes is not as needed.
     """
-    found_dtype, found_shape, start = read_header(data)
-    fits = found_dtype == dtype and len(found_shape) == len(shape)
-    if not fits or any(b is not None and a != b for a, b in zip(found_shape, shape, strict=True)):
-        wanted = "x".join("?" if size is None else str(size) for size in shape)
-        raise ValueError(f"holds {found_dtype} {found_shape}, needed {dtype} {wanted}")
+    found_shape, start = npy_shape(data, len(data), dtype, shape)
     count = math.prod(found_shape)
-    if len(data) - start != count * _ITEM_BYTES[dtype]:
-        raise ValueError(f"holds {len(data) - start} bytes, which is not {dtype} {found_shape}")
     if not count:  # no bytes cannot be viewed
         return np.empty(found_shape, dtype)
     return np.frombuffer(data, dtype, count, start).reshape(found_shape)
 
 
-def read_header(data: bytes | memoryview) -> tuple[str, tuple[int, ...], int]:
-    """(dtype, shape, where the values begin) of .npy bytes, of which the beginning is enough.
+def npy_shape(
+    data: bytes | memoryview, size: int, dtype: str, shape: Sequence[int | None]
+) -> tuple[tuple[int, ...], int]:
+    """(shape, offset of the values) of a .npy file of `size` bytes, of which `data` holds at least the header.
 
-    Raises ValueError when they are not a .npy file as `to_npy` writes it.
+    Raises ValueError as `from_npy`.
     """
     try:
-        return _parse(bytes(data[:_USUAL_BYTES]))
+        found_dtype, found_shape, start = _parse(bytes(data[:_USUAL_BYTES]))
     except _LongerHeader as error:
-        return _parse(bytes(data[: error.args[0]]))
+        found_dtype, found_shape, start = _parse(bytes(data[: error.args[0]]))
+    fits = found_dtype == dtype and len(found_shape) == len(shape)
+    if not fits or any(b is not None and a != b for a, b in zip(found_shape, shape, strict=True)):
+        wanted = "x".join("?" if size is None else str(size) for size in shape)
+        raise ValueError(f"holds {found_dtype} {found_shape}, needed {dtype} {wanted}")
+    if size - start != math.prod(found_shape) * _ITEM_BYTES[dtype]:
+        raise ValueError(f"holds {size - start} bytes, which is not {dtype} {found_shape}")
+    return found_shape, start
 
 
 class _LongerHeader(Exception):  # noqa: N818 (no error: more bytes are needed)
@@ -66,6 +69,7 @@ class _LongerHeader(Exception):  # noqa: N818 (no error: more bytes are needed)
 
 @lru_cache(maxsize=4096)  # the headers of a shard set repeat
 def _parse(beginning: bytes) -> tuple[str, tuple[int, ...], int]:
+    """(dtype, shape, where the values begin) from a file's first bytes."""
     if beginning[: len(_PREFIX)] != _PREFIX:
         raise ValueError("not a .npy file of format 1.0")
     start = len(_PREFIX) + 2

@@ -103,13 +103,15 @@ class Order:
         assert samples_per_shard.min() > 0, "a shard without a sample takes part in no order"
         self.samples_per_shard = samples_per_shard
         self.settings = {"seed": seed, "block_shards": block_shards, "shuffle": shuffle}
-        self._epoch: EpochOrder | None = None
+        self._epochs: dict[int, EpochOrder] = {}
 
     def epoch(self, number: int) -> EpochOrder:
-        """The order of epoch `number`."""
-        if self._epoch is None or self._epoch.epoch != number:
-            self._epoch = EpochOrder(self.samples_per_shard, epoch=number, **self.settings)  # type: ignore[arg-type]
-        return self._epoch
+        """The order of epoch `number`. Two are kept: where one ends, the next is read ahead."""
+        if number not in self._epochs:
+            made = EpochOrder(self.samples_per_shard, epoch=number, **self.settings)  # type: ignore[arg-type]
+            self._epochs = {max(self._epochs): self._epochs[max(self._epochs)]} if self._epochs else {}
+            self._epochs[number] = made
+        return self._epochs[number]
 
     def take(self, start: int, stop: int) -> list[tuple[int, np.ndarray]]:
         """[(epoch, int64 samples)]: what lies at positions start .. stop-1, counted from the beginning of epoch 0."""

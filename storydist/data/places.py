@@ -43,6 +43,8 @@ class Places:
         self.shards, self.first_story = shards[holding], first_story[holding]
         self.first_sample = np.cumsum(counts[holding]) - counts[holding]
         self.order = Order(counts[holding], seed=seed, block_shards=config.block_shards, shuffle=config.shuffle)
+        sizes = sorted((index.info.shards[int(shard)].size_bytes for shard in self.shards), reverse=True)
+        index.storage.require_room(sum(sizes[: 2 * int(np.diff(self.order.epoch(0).cuts).max())]))
         self._lock = threading.Lock()  # the order keeps its current block, and so do we
         self._ends: OrderedDict[int, np.ndarray] = OrderedDict()
         self._announced: tuple[int, int] | None = None
@@ -86,9 +88,9 @@ class Places:
         if self._announced == (epoch, block):
             return
         self._announced = (epoch, block)
-        coming = list(order.shards_of(block))
-        if block + 1 < order.num_blocks:
-            coming += list(order.shards_of(block + 1))
+        last = block + 1 == order.num_blocks
+        following = self.order.epoch(epoch + 1).shards_of(0) if last else order.shards_of(block + 1)
+        coming = dict.fromkeys([*order.shards_of(block).tolist(), *following.tolist()])
         self.index.prefetch_shards([int(self.shards[row]) for row in coming])
 
 

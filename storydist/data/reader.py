@@ -134,7 +134,8 @@ class ShardReader:
 
     def bad(self, located: Located, reason: str) -> BadSample:
         """The error for a sample, naming its shard."""
-        return BadSample(str(self.index.shard_path(located.shard)), self.index.story_id(located.story), reason)
+        shard = self.index.storage.where(self.index.info.shards[located.shard].name)
+        return BadSample(shard, self.index.story_id(located.story), reason)
 
     def _file(self, located: Located) -> "_OpenShard":
         shard = located.shard

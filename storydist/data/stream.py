@@ -175,7 +175,12 @@ def collate_runs(
 
 
 def special_pieces(index: ShardIndex) -> SpecialPieces:
-    """The special wordpieces of the shards' tokenizer."""
+    """The special wordpieces of the shards' tokenizer. Raises ValueError for tars that hold no stories."""
+    if index.info.kind != "stories":
+        raise ValueError(
+            f"{index} holds samples of other kinds than stories, which cannot be trained on; make shards "
+            "with shards/build.py, or read them as they are with MemberStream (docs/stream.md)"
+        )
     tokenizer = Wordpieces.load(index.root / "tokenizer")
     return SpecialPieces(cls=tokenizer.cls_id, sep=tokenizer.sep_id)
 

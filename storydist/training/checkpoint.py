@@ -1,61 +1,38 @@
-"""Checkpoints: written beside, flushed, hashed in a manifest, renamed. What has a name is whole.
+"""One checkpoint: written beside, flushed, hashed in a manifest, renamed. What has a name is whole.
 
     RUN/checkpoints/step-00000200/
         model.safetensors       weights
         ema.safetensors         their moving average, where the run keeps one
         optimizer.safetensors   `<parameter>.<moment>`
-        state.json              step, samples seen, ... ; what they were made with
-        manifest.json           SHA-256 of each of the above
+        manifest.json           size and SHA-256 of each of the above; where the run stood and what it was made with;
+                                SHA-256 of itself
 
-Nothing is unpickled on loading. A folder whose manifest does not hold is named and passed over.
+Nothing is unpickled on loading, and no byte is used that was not hashed. All that may change once the tensors are
+written stands in the manifest, so saving a step again (its evaluation has been made since) replaces one file.
 """
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from storydist.data.files import sha256_file, sync
-from storydist.settings import Settings
+from storydist.command import message_of
+from storydist.data.files import make_folder, sha256_file, sync, write_atomic
 
-FOLDER = "checkpoints"
-MODEL, EMA, OPTIMIZER, STATE, MANIFEST = (
-    "model.safetensors",
-    "ema.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "manifest.json",
-)
-# May differ between a checkpoint and the run that resumes it: where, when and how fast, which changes rounding at most.
-FREE_KEYS = (
-    *(
-        "run.",
-        "checkpoint.",
-        "data.shards",
-        "data.threads",
-        "data.prefetch",
-        "data.verify",
-        "data.cache",
-        "data.max_skipped",
-    ),
-    *("train.threads", "train.device", "train.strategy", "train.log_every", "train.save_every", "train.evaluate_every"),
-)
+MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
+MANIFEST = "manifest.json"
+FORMAT = 1  # of the manifest
 
-
-class CheckpointConfig(Settings):
-    """Which checkpoints are kept."""
-
-    keep_last: int = Field(2, ge=1)
-    keep_best: bool = Field(True, description="keep the one that judged best, besides")
-    best_metric: str = Field("text R@10", description="of the validation split; where its head is off, none is best")
+Tensors = dict[str, dict[str, Tensor]]  # {file of a checkpoint: {name: tensor}}
+Section = TypeVar("Section", "TrainState", "Identity")
 
 
 @dataclass
@@ -84,121 +61,127 @@ class Identity:
     code: str  # version and commit, told but not compared
 
 
-def checkpoint_path(run: Path, step: int) -> Path:
-    return run / FOLDER / f"step-{step:08d}"
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    files: dict[str, tuple[int, str]]  # {name: (bytes, SHA-256)}
+    state: TrainState
+    identity: Identity
+    sha256: str  # of all of the above
 
 
-def list_steps(run: Path) -> list[int]:
-    """Steps of which there is a checkpoint folder, ascending, valid or not."""
-    return sorted(int(path.name[5:]) for path in (run / FOLDER).glob("step-*") if path.name[5:].isdigit())
+class DamagedCheckpointError(ValueError):
+    """A checkpoint is not what was written: a file is missing, cut or changed."""
 
 
-def save(
-    run: Path,
-    state: TrainState,
-    identity: Identity,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: nn.Module | None,
-) -> Path:
-    """Writes the checkpoint of `state.step`; returns its folder, replacing one that exists. One process calls this."""
-    final = checkpoint_path(run, state.step)
-    beside = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+def write(folder: Path, state: TrainState, identity: Identity, tensors: Tensors) -> None:
+    """Writes a checkpoint, which appears under its name when it is whole and on the disk.
+
+    `folder` must not exist; one process calls this. Raises OSError when it cannot be written; nothing is left behind
+    then.
+    """
+    make_folder(folder.parent)
+    beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     try:
-        safetensors.torch.save_file(_weights(model), beside / MODEL)
-        if ema is not None:
-            safetensors.torch.save_file(_weights(ema), beside / EMA)
-        safetensors.torch.save_file(_moments(model, optimizer), beside / OPTIMIZER)
-        (beside / STATE).write_text(json.dumps({"state": asdict(state), "identity": asdict(identity)}, indent=1))
-        names = sorted(path.name for path in beside.iterdir())
-        (beside / MANIFEST).write_text(json.dumps({name: sha256_file(beside / name) for name in names}, indent=1))
-        for name in (*names, MANIFEST):
-            sync(beside / name)
-        sync(beside)
-        aside = final.with_name(f".{final.name}.old-{os.getpid()}")
-        if final.exists():
-            final.rename(aside)
-        beside.rename(final)
-        sync(final.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        beside.mkdir()
+        files = {}
+        for name, content in tensors.items():
+            write_tensors(beside / name, content)
+            files[name] = ((beside / name).stat().st_size, sha256_file(beside / name))
+        write_atomic(beside / MANIFEST, _manifest_text(files, state, identity))  # flushes the folder's entries too
+        beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    return final
+    sync(folder.parent)
 
 
-def prune(run: Path, config: CheckpointConfig, state: TrainState) -> None:
-    """Removes all checkpoints but the last ones and the best one.
+def write_state(folder: Path, state: TrainState, identity: Identity) -> None:
+    """Replaces where the run stood in a checkpoint whose tensors are still those of the run. It is whole at any moment.
 
-    Those behind `state.step`, which was just saved, were damaged or the run would have gone on from them: they go too.
+    Raises OSError when it cannot be written, DamagedCheckpointError when the manifest is not what was written.
     """
-    kept = set([step for step in list_steps(run) if step <= state.step][-config.keep_last :])
-    if config.keep_best and state.best_step is not None:
-        kept.add(state.best_step)
-    for step in set(list_steps(run)) - kept:
-        shutil.rmtree(checkpoint_path(run, step))
-    for leftover in (*(run / FOLDER).glob(".step-*.tmp-*"), *(run / FOLDER).glob(".step-*.old-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    write_atomic(folder / MANIFEST, _manifest_text(read_manifest(folder).files, state, identity))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What the checkpoint says of itself; its tensors are not looked at.
+
+    Raises DamagedCheckpointError, OSError when it cannot be read, and ValueError for an intact one of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+        sha256 = content.pop("sha256")
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise DamagedCheckpointError(f"{path} is no manifest of a checkpoint") from None
+    if _digest(content) != sha256:
+        raise DamagedCheckpointError(f"{path} does not hash to what it says itself")
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {content.get('format')}, this version of storydist reads {FORMAT}")
+    files = {name: (facts["bytes"], facts["sha256"]) for name, facts in content["files"].items()}
+    if not {MODEL, OPTIMIZER} <= files.keys() or any(Path(name).name != name for name in files):
+        raise DamagedCheckpointError(f"{path} lists {', '.join(sorted(files))}; needed {MODEL} and {OPTIMIZER}")
+    writer = content["identity"].get("code", "another version")
+    state = _section(TrainState, content["state"], f"{path}: state", writer)
+    return Manifest(files, state, _section(Identity, content["identity"], f"{path}: identity", writer), sha256)
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None when every file is there and hashes to what the manifest says."""
+    """What is wrong with a checkpoint, or None when every file is there and hashes to what the manifest says.
+
+    Raises ValueError for an intact one of another version.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        for name, digest in manifest.items():
-            if sha256_file(folder / name) != digest:
+        for name, (num_bytes, sha256) in read_manifest(folder).files.items():
+            found_bytes = (folder / name).stat().st_size
+            if found_bytes != num_bytes:
+                return f"{folder / name} has {found_bytes} bytes, {MANIFEST} says {num_bytes}"
+            if sha256_file(folder / name) != sha256:
                 return f"{folder / name} does not hash to what {MANIFEST} says"
-        if not {MODEL, OPTIMIZER, STATE} <= set(manifest):
-            return f"{folder / MANIFEST} does not list all files"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{folder}: {error}"
+    except (OSError, DamagedCheckpointError) as error:
+        return message_of(error)
     return None
 
 
-def newest_valid(run: Path, report: Callable[[str], None]) -> int | None:
-    """Step of the newest whole checkpoint, or None when there is none; every damaged one met on the way is reported."""
-    for step in reversed(list_steps(run)):
-        problem = damage(checkpoint_path(run, step))
-        if problem is None:
-            return step
-        report(f"checkpoint step {step} is damaged and passed over: {problem}")
-    return None
+def read_tensors(folder: Path, manifest: Manifest, name: str) -> dict[str, Tensor]:
+    """The tensors of one file, from the very bytes that were hashed. Raises DamagedCheckpointError, OSError."""
+    data = (folder / name).read_bytes()
+    if (len(data), hashlib.sha256(data).hexdigest()) != manifest.files[name]:
+        raise DamagedCheckpointError(f"{folder / name} does not hash to what {MANIFEST} says")
+    return safetensors.torch.load(data)
 
 
-def read_state(folder: Path) -> tuple[TrainState, Identity]:
-    """What state.json says."""
-    content = json.loads((folder / STATE).read_text())
-    return TrainState(**content["state"]), Identity(**content["identity"])
+def live_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None) -> Tensors:
+    """The tensors of a checkpoint as they lie in memory, not copied."""
+    tensors = {MODEL: _weights(model), OPTIMIZER: _moments(model, optimizer)}
+    return tensors if ema is None else tensors | {EMA: _weights(ema)}
 
 
-def require_same(found: Identity, wanted: Identity, allow_change: tuple[str, ...], folder: Path) -> None:
-    """Raises ValueError naming every setting in which a resumed run would differ from its checkpoint."""
-    old, new = flatten(found.config), flatten(wanted.config)
-    differing = [
-        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
-    ]
-    problems = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing if key not in allow_change]
-    if found.fingerprint != wanted.fingerprint and "fingerprint" not in allow_change:
-        problems.append(f"fingerprint of the shards was {found.fingerprint[:12]}, is {wanted.fingerprint[:12]}")
-    if problems:
-        raise ValueError(
-            f"{folder} was made with other settings: {'; '.join(problems)}; "
-            "give the former values, or allow each by name with --allow-change KEY"
-        )
+def restore(
+    folder: Path, manifest: Manifest, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None
+) -> None:
+    """Loads weights, moments and moving average in place; an average that the checkpoint lacks begins at its weights.
 
-
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None) -> None:
-    """Loads weights, moments and moving average in place. Raises ValueError when they do not fit the model."""
-    load_weights(folder / MODEL, model)
-    if ema is not None:
-        load_weights(folder / EMA, ema)
-    moments = safetensors.torch.load_file(folder / OPTIMIZER)
+    Raises ValueError when they do not fit the model, DamagedCheckpointError, OSError.
+    """
+    load_weights(read_tensors(folder, manifest, MODEL), model, folder / MODEL)
+    if ema is not None and EMA in manifest.files:
+        load_weights(read_tensors(folder, manifest, EMA), ema, folder / EMA)
+    elif ema is not None:
+        ema.module.load_state_dict(model.state_dict())  # type: ignore[union-attr]
+    moments = read_tensors(folder, manifest, OPTIMIZER)
     for name, parameter in model.named_parameters():
         state = {
             key: moments.pop(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments
         }
+        if any(key != "step" and value.shape != parameter.shape for key, value in state.items()):
+            raise ValueError(
+                f"{folder / OPTIMIZER} does not fit the model: moments of {name} are not of shape "
+                f"{list(parameter.shape)}"
+            )
         if state:
             # AdamW keeps its step counter on the CPU and the moments beside the weights.
             optimizer.state[parameter] = {
@@ -210,16 +193,25 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, em
         )
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Loads a safetensors file. Raises ValueError naming the file when it does not fit."""
-    try:
-        stored = safetensors.torch.load_file(path)
-        model.load_state_dict({name: stored[first] for name, first in _first_names(model).items() if first in stored})
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} does not fit the model: {' '.join(str(error).split())[:300]}") from None
-    unknown = stored.keys() - set(_first_names(model).values())
-    if unknown:
-        raise ValueError(f"{path} does not fit the model: it also holds {', '.join(sorted(unknown)[:5])}")
+def load_weights(stored: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Loads weights in place; `path` is where they come from. Raises ValueError, before anything is loaded, that names
+    each tensor which does not fit.
+    """
+    first_names, wanted = _first_names(model), model.state_dict()
+    problems = [f"{name} is not in the model" for name in sorted(stored.keys() - set(first_names.values()))]
+    for name in sorted(set(first_names.values())):
+        if name not in stored:
+            problems.append(f"{name} is missing")
+        elif _kind(stored[name]) != _kind(wanted[name]):
+            problems.append(f"{name} is {_kind(stored[name])}, in the model {_kind(wanted[name])}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{path} does not fit the model: {'; '.join(problems[:5])}{more}")
+    model.load_state_dict({name: stored[first] for name, first in first_names.items()})
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
@@ -228,31 +220,58 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     (safetensors' own `save_model` does that too, but lists the names in a random order, so equal weights would differ
     in their files.)
     """
-    first: dict[int, str] = {}
-    return {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in model.state_dict().items()}
+    first: dict[object, str] = {}
+    return {
+        name: first.setdefault((t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else name, name)
+        for name, t in model.state_dict().items()
+    }
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     tensors = model.state_dict()
-    return {name: tensors[name].contiguous().cpu() for name in sorted(set(_first_names(model).values()))}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested settings."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+    return {name: tensors[name] for name in sorted(set(_first_names(model).values()))}
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     states = optimizer.state
     return {
-        f"{name}.{key}": value.detach().contiguous().cpu()
+        f"{name}.{key}": value.detach()
         for name, parameter in model.named_parameters()
         for key, value in states.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file and flushes it. Raises OSError when it cannot be written."""
+    try:
+        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(plain, path, dict(metadata) if metadata else None)
+        sync(path)
+    except safetensors.SafetensorError as error:  # what it makes of a full disk
+        raise OSError(f"{path} could not be written: {error}") from None
+
+
+def _manifest_text(files: Mapping[str, tuple[int, str]], state: TrainState, identity: Identity) -> bytes:
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "files": {name: {"bytes": num_bytes, "sha256": sha256} for name, (num_bytes, sha256) in files.items()},
+        "state": asdict(state),
+        "identity": asdict(identity),
+    }
+    content = json.loads(json.dumps(content))  # what a reader will hash
+    return json.dumps(content | {"sha256": _digest(content)}, indent=1).encode()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _section(kind: type[Section], values: dict[str, Any], place: str, writer: str) -> Section:
+    """Raises ValueError naming the fields in which another version of the code differs."""
+    known = {f.name for f in fields(kind)}
+    found = [f"has {', '.join(sorted(values.keys() - known))}, unknown here"] if values.keys() - known else []
+    found += [f"lacks {', '.join(sorted(known - values.keys()))}"] if known - values.keys() else []
+    if found:
+        raise ValueError(f"{place} {' and '.join(found)}; it was written by {writer}: go on with that version")
+    return kind(**values)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,10 +27,11 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
-from storydist.data.files import write_atomic
+from storydist.data.files import remove_leftovers, sync, write_atomic
 from storydist.training.checkpoint import TrainState
 
-METRICS, LOG = "metrics.jsonl", "train.log"
+METRICS, LOG, BOARD = "metrics.jsonl", "train.log", "tensorboard"
+MEASURED = ("samples_per_s", "data_wait_share", "peak_memory_bytes")  # not the same in the same run made twice
 
 
 class RunLog:
@@ -39,15 +41,21 @@ class RunLog:
 
     def __init__(self, run: Path, state: TrainState, num_steps: int):
         run.mkdir(parents=True, exist_ok=True)
-        _truncate(run / METRICS, state)
-        self._metrics = (run / METRICS).open("a", encoding="utf-8")
+        self._run, self._lock = run, threading.Lock()  # checkpoints are told by their own thread
         self._log = (run / LOG).open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
+        of_this_step, num_damaged = _truncate(run / METRICS, state)
+        self._metrics = (run / METRICS).open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / BOARD), purge_step=state.step if state.owes_evaluation else state.step + 1)
+        if state.owes_evaluation:  # TensorBoard drops whole steps; what stays of this one is told again
+            for record in of_this_step:
+                self._draw(record["step"], {k: v for k, v in record.items() if k not in ("step", "kind")})
         self.terminal = sys.stderr.isatty()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         self._progress = Progress(*columns, *times, console=Console(stderr=True), disable=not self.terminal)
         self._task = self._progress.add_task("training", total=num_steps, completed=state.step, note="")
+        if num_damaged:
+            self.say(f"{run / METRICS}: {num_damaged} damaged line(s) left out")
 
     def __enter__(self) -> "RunLog":
         self._progress.start()
@@ -64,13 +72,20 @@ class RunLog:
         self._log.close()
 
     def say(self, text: str, shown: bool = True) -> None:
-        """One line into the log file and, unless `shown` is off, to the user."""
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self._log.flush()
+        """One line into the log file and, unless `shown` is off, to the user. Any thread may call it."""
+        with self._lock:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.flush()
         if shown:
             self._progress.console.print(
                 text, markup=False, highlight=False, soft_wrap=True
             ) if self.terminal else print(text, flush=True)
+
+    def to_disk(self) -> None:
+        """Flushes what was logged so far: no checkpoint may outlive the lines before it. Any thread may call it."""
+        self.board.flush()
+        for path in (self._run / METRICS, *(self._run / BOARD).iterdir(), self._run / BOARD, self._run):
+            sync(path)
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
@@ -79,8 +94,7 @@ class RunLog:
     def train(self, step: int, num_steps: int, values: Mapping[str, float]) -> None:
         """One training line: losses, learning rate, gradient norm, speed."""
         self._write({"step": step, "kind": "train", **values})
-        for name, value in values.items():
-            self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        self._draw(step, values)
         losses = " ".join(
             f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items() if name.startswith("loss")
         )
@@ -93,6 +107,10 @@ class RunLog:
         )
         note = f"loss {values['loss']:.3f}  {values['samples_per_s']:.1f} samples/s"
         self._progress.update(self._task, completed=step, note=note)
+
+    def _draw(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
     def evaluation(self, step: int, evaluation: Mapping[str, Any]) -> None:
         """One evaluation line: every metric and its floors."""
@@ -136,19 +154,28 @@ def _pixels(jpeg_base64: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg_base64))))
 
 
-def _truncate(path: Path, state: TrainState) -> None:
-    """Keeps the lines up to the state's step, an evaluation that is still owed left out; a half-written last line goes
-    too.
+def _truncate(path: Path, state: TrainState) -> tuple[list[dict[str, Any]], int]:
+    """Keeps the lines up to the state's step; an evaluation that is still owed is left out, and so is a damaged line.
+
+    Returns the records kept of the state's own step, and how many damaged lines there were; a last line that was only
+    half written is none.
     """
+    remove_leftovers(path)
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+        return [], 0
+    kept, of_this_step, num_damaged = [], [], 0
+    lines = path.read_bytes().split(b"\n")  # what follows the last newline was only half written
+    for line in lines[:-1]:
         try:
             record = json.loads(line)
-        except ValueError:
-            break
-        owed = state.owes_evaluation and record["kind"] == "evaluation" and record["step"] == state.step
-        if record["step"] <= state.step and not owed:
-            kept.append(line + "\n")
-    write_atomic(path, "".join(kept).encode())
+            step, kind = record["step"], record["kind"]
+        except (ValueError, KeyError, TypeError):
+            num_damaged += 1
+            continue
+        if step > state.step or (state.owes_evaluation and kind == "evaluation" and step == state.step):
+            continue
+        kept.append(line + b"\n")
+        if step == state.step:
+            of_this_step.append(record)
+    write_atomic(path, b"".join(kept))
+    return of_this_step, num_damaged

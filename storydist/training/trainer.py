@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from storydist.data.batch import Batch
@@ -20,13 +20,16 @@ from storydist.data.order import accumulation_steps
 from storydist.data.stream import Stream
 from storydist.losses import SumCount, counts
 from storydist.model import StoryModel, data_facts
-from storydist.training import checkpoint, quarantine
+from storydist.training import checkpoint, keep, quarantine
 from storydist.training.checkpoint import Identity, TrainState
+from storydist.training.identity import require_same
 from storydist.training.log import RunLog
 from storydist.training.micro_batch import left_out, losses_of, telling
 from storydist.training.optim import learning_rate_at
 from storydist.training.preemption import REQUEUE, Preemption
-from storydist.training.strategy import Ddp, build_accelerator
+from storydist.training.ranks import failing_together
+from storydist.training.strategy import Ddp, FullState, build_accelerator
+from storydist.training.writer import CheckpointWriter
 from storydist.verdict.assemble import choice_merit
 from storydist.verdict.evaluate import evaluate
 
@@ -102,31 +105,56 @@ def _build_strategy(config: "Config", accelerator: Accelerator, model: StoryMode
 def _require_fit(config: "Config", index: ShardIndex) -> None:
     """Raises ValueError for settings that the shards would only fail long after the start."""
     if config.losses.score and index.info.score is None:
-        raise ValueError(f"no training story of {index.root} has a score, so none can be learned; use losses.score=0")
+        raise ValueError(f"no training story of {index} has a score, so none can be learned; use losses.score=0")
     context, splits = config.data.context, (config.train.evaluate_split, "train")
     for split in splits if config.train.evaluate_every else ():
         if index.longest_story(split) <= context:
             raise ValueError(
-                f"{index.root} has no {split} story of more than {context} frames to evaluate on or with; "
+                f"{index} has no {split} story of more than {context} frames to evaluate on or with; "
                 "choose another train.evaluate_split, or train.evaluate_every=0"
             )
 
 
 def restore_newest(run: Run, say: Any, allow_change: tuple[str, ...] = ()) -> None:
-    """Puts the newest whole checkpoint into `run`; does nothing when there is none."""
-    step = checkpoint.newest_valid(run.path, say)
-    if step is None and checkpoint.list_steps(run.path):
-        raise ValueError(f"all checkpoints of {run.path} are damaged; move them away to start afresh")
-    if step is None:
+    """Puts the newest whole checkpoint into `run`; says so when there is none. Damaged ones behind it are renamed.
+
+    Collective: rank 0 chooses the checkpoint, every rank reads it.
+    """
+    chosen: tuple[int, str] | None = None  # step and the hash of its manifest
+    with failing_together():
+        if run.accelerator.is_main_process:
+            step = keep.newest_valid(run.path, say)
+            if step is None and keep.list_steps(run.path):
+                raise ValueError(f"all checkpoints of {run.path} are damaged; move them away to start afresh")
+            if step is not None:
+                chosen = step, checkpoint.read_manifest(keep.checkpoint_path(run.path, step)).sha256
+    (chosen,) = broadcast_object_list([chosen])
+    if chosen is None:
+        say(f"{run.path} holds no checkpoint to resume, so the run starts afresh")
         return
-    folder = checkpoint.checkpoint_path(run.path, step)
-    state, identity = checkpoint.read_state(folder)
-    checkpoint.require_same(identity, run.identity, allow_change, folder)
     full = run.strategy.full_state(moments=False)
-    checkpoint.restore(folder, full.model, full.optimizer, full.ema)
+    with failing_together():
+        step, sha256 = chosen
+        _restore(run, full, keep.checkpoint_path(run.path, step), sha256, say, allow_change)
     run.strategy.load_full_state(full)
+    with failing_together():
+        if run.accelerator.is_main_process:
+            keep.set_aside(run.path, after=step)
+
+
+def _restore(run: Run, full: FullState, folder: Path, sha256: str, say: Any, allow_change: tuple[str, ...]) -> None:
+    manifest = checkpoint.read_manifest(folder)
+    if manifest.sha256 != sha256:
+        raise ValueError(f"{folder} is not what rank 0 reads there; run.dir has to be one folder for all ranks")
+    state = manifest.state
+    changes = require_same(manifest.identity, run.identity, allow_change, folder)
+    for change in changes:
+        say(f"allowed to change: {change}")
+    checkpoint.restore(folder, manifest, full.model, full.optimizer, full.ema)
     if run.accelerator.scaler is not None and state.scaler:
         run.accelerator.scaler.load_state_dict(state.scaler)
+    if any(change.startswith("checkpoint.best_metric ") for change in changes):
+        state.best_value = state.best_step = None  # judged by another figure
     run.state = state
 
 
@@ -137,10 +165,13 @@ def train(run: Run) -> int:
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         log = stack.enter_context(RunLog(run.path, state, num_steps)) if run.accelerator.is_main_process else None
+        writer = stack.enter_context(_writer(run, log)) if log else None
+        if log:
+            quarantine.write(run.path, state)  # a resumed run drops what was found after its checkpoint
         steps = stack.enter_context(closing(run.stream.steps(state.samples_seen)))
         if state.owes_evaluation:  # a signal came before it
             with meter.paused():
-                _evaluate(run, meter, log)
+                _evaluate(run, meter, log, writer)
         while state.step < num_steps:
             micro_batches = meter.waited(steps)
             global_counts, stop, any_bad = _agree(run, micro_batches, preemption.asked is not None)
@@ -161,17 +192,19 @@ def train(run: Run) -> int:
                 every = config.train.evaluate_every
                 state.owes_evaluation = bool(every) and (last or state.step % every == 0)
                 if last or stop or state.owes_evaluation or state.step % config.train.save_every == 0:
-                    _save(run, meter, log)
+                    _save(run, meter, writer)
                 if state.owes_evaluation and not stop:
-                    _evaluate(run, meter, log)
+                    _evaluate(run, meter, log, writer)
             if log:
                 log.advance(state.step)
             if stop and (not last or state.owes_evaluation):
+                _finish_saving(writer)
                 if log:
                     log.say(
                         f"stopped by a signal at step {state.step}; the same command with --resume goes on from here"
                     )
                 return REQUEUE
+        _finish_saving(writer)
     return 0
 
 
@@ -284,7 +317,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _evaluate(run: Run, meter: "Meter", log: RunLog | None) -> None:
+def _evaluate(run: Run, meter: "Meter", log: RunLog | None, writer: CheckpointWriter | None) -> None:
     """Judges the weights as they are, tells it, and saves what became of it: the best step so far."""
     config, accelerator = run.config, run.accelerator
     split = config.train.evaluate_split
@@ -306,7 +339,7 @@ def _evaluate(run: Run, meter: "Meter", log: RunLog | None) -> None:
         log.evaluation(run.state.step, evaluation)
         log.examples(run.state.step, evaluation["examples"])
     run.state.owes_evaluation = False
-    _save(run, meter, log)
+    _save(run, meter, writer)
 
 
 def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
@@ -315,14 +348,23 @@ def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
         run.state.best_value, run.state.best_step = value, run.state.step
 
 
-def _save(run: Run, meter: Meter, log: RunLog | None) -> None:
-    """Writes a checkpoint on rank 0; the others wait for it."""
+def _writer(run: Run, log: RunLog) -> CheckpointWriter:
+    return CheckpointWriter(run.path, run.config.checkpoint, run.state.step, flush=log.to_disk, say=log.say)
+
+
+def _save(run: Run, meter: Meter, writer: CheckpointWriter | None) -> None:
+    """Has rank 0 write a checkpoint beside the loop. Raises OSError on every rank when the one before failed."""
     run.state.interval = meter.total().tolist()
     if run.accelerator.scaler is not None:
         run.state.scaler = run.accelerator.scaler.state_dict()
     full = run.strategy.full_state()
-    if log:
-        checkpoint.save(run.path, run.state, run.identity, full.model, full.optimizer, full.ema)
-        checkpoint.prune(run.path, run.config.checkpoint, run.state)
-        log.say(f"step {run.state.step} saved", shown=False)
-    run.accelerator.wait_for_everyone()
+    with failing_together():
+        if writer:
+            writer.save(run.state, run.identity, full.model, full.optimizer, full.ema)
+
+
+def _finish_saving(writer: CheckpointWriter | None) -> None:
+    """Waits until the last checkpoint exists. Raises OSError on every rank when it could not be written."""
+    with failing_together():
+        if writer:
+            writer.finish()

@@ -10,6 +10,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from storydist.data.index import read_info
+from storydist.data.location import is_remote, local_folder
 from storydist.verdict.assemble import grouped, ordered_floors, verdict
 from storydist.verdict.curves import Series, chart, evaluation_series, training_series
 from storydist.verdict.report import (
@@ -107,12 +108,14 @@ def _flat(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _data_summary(settings: Path) -> dict[str, str]:
-    """What the run's shards hold; {} if they do not lie where the settings say: a report can be made elsewhere."""
+    """What the run's shards hold; {} unless they lie on this machine where the settings say: a report can be made
+    elsewhere, and asks nothing of a network.
+    """
     values = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    shards = Path(str(((values or {}).get("data") or {}).get("shards", "")))
-    if not (shards / "index.json").is_file():
+    location = str(((values or {}).get("data") or {}).get("shards", ""))
+    if is_remote(location) or not (local_folder(location) / "index.json").is_file():
         return {}
-    info = read_info(shards)
+    info = read_info(local_folder(location))
     size = "as found" if info.height is None else f"{info.height} x {info.width}"
     summary = {name: f"{split.num_stories} stories, {split.num_frames} frames" for name, split in info.splits.items()}
     summary["frames"] = f"{info.frames}, {size}"

@@ -156,3 +156,25 @@ def rank_pid(run: Path, rank: int) -> int:
         ):
             return int(entry.name)
     raise AssertionError(f"no process of rank {rank} is running for {run}")
+
+
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(config_file):
+    done = subprocess.run(
+        [sys.executable, "launch/verify_resume.py", "--config", config_file, "--steps", "8", "--stops", "3"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=ROOT,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stopped run: stopped by SIGKILL" in done.stdout and "the same, bit for bit, after 1 stops" in done.stdout
+
+
+def test_what_one_rank_cannot_save_ends_both(config_file, tmp_path):
+    (tmp_path / "checkpoints").touch()
+    done = launch("torchrun", config_file, f"run.dir={tmp_path}", "train.steps=2", "train.evaluate_every=0")
+    assert done.returncode != 0
+    assert f"error: {tmp_path / 'checkpoints'}: File exists" in done.stderr
+    assert f"error: rank 0: {tmp_path / 'checkpoints'}: File exists" in done.stderr

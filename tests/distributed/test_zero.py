@@ -18,7 +18,7 @@ import yaml
 
 from storydist.data.index import ShardIndex
 from storydist.training import zero
-from storydist.training.checkpoint import checkpoint_path
+from storydist.training.keep import checkpoint_path
 from storydist.training.micro_batch import NotFiniteError
 from storydist.training.trainer import Run, build_run, restore_newest, train
 from storydist.training.zero import Zero

@@ -81,10 +81,9 @@ def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tu
         return 0
     if run.accelerator.is_main_process:
         write_facts(run.path, run.config)
-    millions = sum(p.numel() for p in run.model.parameters()) / 1e6
     say(
         f"{run.path}: step {run.state.step} of {num_steps}, {run.stream.num_samples} samples an epoch, "
-        f"{millions:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
+        f"{run.num_weights / 1e6:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
     )
     say(run.stream.mixing_told())
     try:

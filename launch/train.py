@@ -3,7 +3,7 @@
     accelerate launch launch/train.py --config configs/base.yaml data.shards=SHARDS run.dir=RUN train.steps=200
     python launch/train.py --config configs/base.yaml data.shards=SHARDS run.dir=RUN --resume
 
-Exit codes: 0 finished; 2 a mistake in settings or data; 75 stopped by a signal after saving, run again with --resume.
+Exit codes: 0 finished; 2 a mistake in settings or data; 75 run again with --resume. See docs/when_it_stops.md.
 """
 
 import argparse
@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from storydist.command import ArgumentParser, run_command
+from storydist.training.preemption import leave_at_once_on_signals
 
 if TYPE_CHECKING:
     from storydist.training.trainer import Run
+
+LAUNCHER = os.getppid() if {"RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys() else None  # they set one of these
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,11 +30,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="launch/train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the newest whole checkpoint of run.dir, afresh if there is none",
-    )
+    parser.add_argument("--resume", action="store_true", help="go on from run.dir's newest whole checkpoint, if any")
     parser.add_argument(
         "--allow-change", action="append", default=[], metavar="KEY", help="resume although it differs; may be repeated"
     )
@@ -62,6 +61,8 @@ def main() -> int:
         with failing_together():
             if run.accelerator.is_main_process:
                 stack.enter_context(locked(run_dir, say))
+        run.watchdog.launcher = LAUNCHER
+        stack.enter_context(run.watchdog)
         return start(run, say, arguments.resume, tuple(arguments.allow_change))
 
 
@@ -84,8 +85,8 @@ def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tu
     say(
         f"{run.path}: step {run.state.step} of {num_steps}, {run.stream.num_samples} samples an epoch, "
         f"{run.num_weights / 1e6:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
+        f"\n{run.stream.mixing_told()}"
     )
-    say(run.stream.mixing_told())
     try:
         return train(run)
     except FloatingPointError as error:
@@ -95,4 +96,5 @@ def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tu
 
 
 if __name__ == "__main__":
+    leave_at_once_on_signals()
     raise SystemExit(run_command(main))

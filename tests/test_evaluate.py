@@ -54,6 +54,7 @@ def test_all_ranks_together_judge_as_one(setting, evaluation, world_size):
     barrier = threading.Barrier(world_size)
     slots: list[Any] = [None] * world_size
     results: list[Any] = [None] * world_size
+    num_between = 0
 
     def run(rank: int) -> None:
         def gather(value):
@@ -63,8 +64,22 @@ def test_all_ranks_together_judge_as_one(setting, evaluation, world_size):
             barrier.wait(60)
             return everyone
 
+        def between():
+            nonlocal num_between
+            assert gather("between") == ["between"] * world_size
+            num_between += rank == 0
+
         results[rank] = evaluate(
-            model, index, "test", data=data, config=CONFIG, device=CPU, rank=rank, world_size=world_size, gather=gather
+            model,
+            index,
+            "test",
+            data=data,
+            config=CONFIG,
+            device=CPU,
+            rank=rank,
+            world_size=world_size,
+            gather=gather,
+            between=between,
         )
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
@@ -72,6 +87,7 @@ def test_all_ranks_together_judge_as_one(setting, evaluation, world_size):
         thread.start()
     for thread in threads:
         thread.join(120)
+    assert num_between > 2
     assert all(result == results[0] for result in results)
     for name, metric in evaluation["metrics"].items():
         found = results[0]["metrics"][name]

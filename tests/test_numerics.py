@@ -49,7 +49,7 @@ def first_step(run: Run) -> float:
     """Makes the first update; returns its gradient norm."""
     with closing(run.stream.steps(0)) as stream:
         micro_batches = next(stream)
-    return update(run, micro_batches, _agree(run, micro_batches, False)[0], 1e-3, Meter(run))
+    return update(run, micro_batches, _agree(run, micro_batches)[0], 1e-3, Meter(run))
 
 
 @pytest.mark.parametrize("temporal", ["gru", "lstm"])
@@ -84,7 +84,7 @@ def test_losses_are_float32_under_bf16(tiny_index, tmp_path):
     run = build_run(small_config(tiny_index, tmp_path, train={"precision": "bf16"}), tiny_index, "test")
     with closing(run.stream.steps(0)) as stream:
         (batch,) = next(stream)
-    counts = _agree(run, [batch], False)[0]
+    counts = _agree(run, [batch])[0]
     losses, loss = micro_batch.losses_of(run, run.strategy.wrapped, batch, 0, counts)
     assert {loss_sum.dtype for loss_sum, _ in losses.values()} == {F32} and loss.dtype == F32
 

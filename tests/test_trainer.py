@@ -16,6 +16,7 @@ from storydist.training.keep import checkpoint_path, list_steps
 from storydist.training.log import MEASURED
 from storydist.training.preemption import REQUEUE
 from storydist.training.trainer import build_run, restore_newest, train
+from storydist.verdict.truth import truth_of
 from tests.small_runs import SMALL, small_config
 
 
@@ -107,8 +108,8 @@ def test_resuming_that_is_not_exact_is_found(tiny_index, tmp_path, monkeypatch):
 
 def test_accumulation_changes_no_loss(tiny_index, tmp_path):
     off: dict[str, Any] = {"model": SMALL | {"dropout": 0.0, "score_dropout": 0.0, "word_dropout": 0.0}}
-    for micro_batch in (4, 1):
-        run_to_end(tiny_index, tmp_path / str(micro_batch), train={"micro_batch": micro_batch}, **off)
+    for size in (4, 1):
+        run_to_end(tiny_index, tmp_path / str(size), train={"micro_batch": size}, **off)
     for one, other in zip(metrics(tmp_path / "4"), metrics(tmp_path / "1"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
@@ -155,6 +156,33 @@ def test_an_evaluation_that_a_signal_put_off_is_made_up(tiny_index, tmp_path, st
     sections: dict[str, Any] = {"train": {"evaluate_every": 2, "evaluate_split": "test"}}
     run_to_end(tiny_index, tmp_path / "straight", **sections)
     assert run_to_end(tiny_index, tmp_path / "stopped", stop_after=stop - 1, **sections)[0] == REQUEUE
+    assert run_to_end(tiny_index, tmp_path / "stopped", **sections)[0] == 0
+    assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("batch", [1, 4])  # while it measures; while it generates
+def test_an_evaluation_that_a_signal_ends_is_made_up(tiny_index, tmp_path, monkeypatch, batch):
+    sections: dict[str, Any] = {
+        "train": {"evaluate_every": 2, "evaluate_split": "test"},
+        "evaluate": {"batch_stories": 2, "generate_windows": 4, "resamples": 10, "num_examples": 1},
+    }
+    run_to_end(tiny_index, tmp_path / "straight", **sections)
+    calls = 0
+
+    def counted(truth_of):
+        def judge(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return truth_of(*arguments)
+
+        return judge
+
+    for room in ("evaluate", "generate"):
+        monkeypatch.setattr(f"storydist.verdict.{room}.truth_of", counted(truth_of))
+    code, run = run_to_end(tiny_index, tmp_path / "stopped", **sections)
+    assert (code, run.state.step, run.state.owes_evaluation) == (REQUEUE, 2, True) and calls == batch
     assert run_to_end(tiny_index, tmp_path / "stopped", **sections)[0] == 0
     assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "straight"))
 

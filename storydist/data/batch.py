@@ -103,6 +103,23 @@ class Batch:
         """The same batch in page-locked memory, so that `to` does not block."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def story(self, row: int) -> "Batch":
+        """The story in row `row` of B alone, frames and windows counted from its own first frame."""
+        frames = (self.frame_story_N == row).nonzero()[:, 0]
+        windows = (self.window_story_M == row).nonzero()[:, 0]
+        rows = {"B": torch.tensor([row]), "N": frames, "M": windows if len(windows) else torch.tensor([0])}
+        # A tensor's name ends with its dimensions; the first says what its rows are.
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        values: dict[str, Any] = {name: value[rows[name.rsplit("_", 1)[1][0]]] for name, value in tensors.items()}
+        values["frame_story_N"] = torch.zeros_like(values["frame_story_N"])
+        values["window_story_M"] = torch.zeros_like(values["window_story_M"])
+        values["windows_MK"] = values["windows_MK"] - frames[0]
+        values["target_M"] = values["target_M"] - frames[0]
+        if not len(windows):  # as `collate` has it
+            values |= {name: torch.zeros_like(values[name]) for name in ("windows_MK", "target_M", "valid_M")}
+            values["target_lengths_M"] = values["lengths_N"][:1]
+        return Batch(ids=[self.ids[row]], **values)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():

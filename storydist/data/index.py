@@ -100,6 +100,14 @@ class IndexInfo(_Record):
     options: dict[str, Any]
 
 
+@dataclass
+class Reading:
+    """What the process reads of a shard set: the story each thread is at, and how many reads are done."""
+
+    stories: dict[int, int] = field(default_factory=dict)
+    num_done: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """An opened shard set. The tables are read-only memory maps; pickling sends only where the set lies.
@@ -117,6 +125,7 @@ class ShardIndex:
     storage: LocalStorage | RemoteStorage = field(repr=False)
     location: str | Path
     cache: CacheConfig | None = field(repr=False)
+    reading: Reading = field(default_factory=Reading, repr=False)  # for a watchdog
 
     @classmethod
     def open(cls, location: str | Path, cache: CacheConfig | None = None) -> "ShardIndex":
@@ -180,6 +189,12 @@ class ShardIndex:
 
     def story_id(self, story: int) -> str:
         return bytes(self.story_ids[story]).decode()
+
+    def being_read(self) -> str:
+        """Shard and story of each read under way, for a message; "" when there is none."""
+        stories = tuple(self.reading.stories.copy().values())
+        shards = [self.info.shards[int(self.stories[story]["shard"])].name for story in stories]
+        return ", ".join(f"{shard}: story {self.story_id(s)!r}" for shard, s in zip(shards, stories, strict=True))
 
     def members_of(self, story: int) -> list[tuple[str, int, int, int]]:
         """A story's tar members in tar order: (suffix, offset of the payload, size, CRC-32), bytes."""

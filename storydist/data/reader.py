@@ -109,6 +109,15 @@ class ShardReader:
 
     def read_at(self, located: Located, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fills `buffers` one after the other with the bytes of the sample's shard from `offset` on."""
+        reading, thread = self.index.reading, threading.get_ident()
+        reading.stories[thread] = located.story
+        try:
+            self._read_at(located, offset, buffers)
+        finally:
+            del reading.stories[thread]
+        reading.num_done += 1  # two threads may count as one; a watchdog only asks whether it grows
+
+    def _read_at(self, located: Located, offset: int, buffers: Sequence[memoryview]) -> None:
         file = self._file(located)
         found = os.preadv(file.descriptor, buffers, offset)
         for buffer in buffers:  # what one call did not bring: Linux reads at most 2 GiB at once

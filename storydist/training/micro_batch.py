@@ -38,13 +38,19 @@ class NotFiniteError(FloatingPointError):
         self.step, self.culprits = step, culprits
 
 
+def dropout_seed(run: "Run", number: int) -> int:
+    """Seeds this rank's micro-batch `number` of the coming step: by where the run stands, not by a generator's past, so
+    that a resumed run draws the same.
+    """
+    return int(mix64(run.config.train.seed, run.state.step, run.accelerator.process_index, items=number) >> 1)
+
+
 def losses_of(
     run: "Run", model: Callable[[Batch], Prediction], batch: Batch, number: int, global_counts: Tensor
 ) -> tuple[dict[str, SumCount], Tensor]:
     """(sum, count) of each loss of the step's micro-batch `number`, and what to call backward on."""
     config, accelerator = run.config, run.accelerator
-    # Dropout depends on where the run stands, not on a generator's past, so that a resumed run draws the same.
-    torch.manual_seed(int(mix64(config.train.seed, run.state.step, accelerator.process_index, items=number) >> 1))
+    torch.manual_seed(dropout_seed(run, number))
     moved = batch.to(accelerator.device)
     losses = all_losses(config.losses, model(moved), moved, run.model.facts.score_std)
     return losses, total(config.losses, losses, global_counts, gradient_scale(accelerator.num_processes))

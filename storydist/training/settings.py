@@ -26,6 +26,12 @@ class TrainConfig(Settings):
     evaluate_every: int = Field(500, ge=0, description="steps; 0: never while training")
     evaluate_split: str = "val"
     save_every: int = Field(500, ge=1, description="steps")
+    hang_s: float = Field(
+        600.0,
+        ge=0,
+        description="seconds without progress of any rank after which all leave, to be run again; longer than the "
+        "longest write of a checkpoint or download of a shard; 0: never",
+    )
 
     @model_validator(mode="after")
     def _precision_of_strategy(self) -> "TrainConfig":

@@ -1,13 +1,11 @@
 """The loop: one run from its first step, or from a checkpoint, to its last."""
 
 import math
-import resource
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
@@ -18,17 +16,19 @@ from storydist.data.batch import Batch
 from storydist.data.index import ShardIndex
 from storydist.data.order import accumulation_steps
 from storydist.data.stream import Stream
-from storydist.losses import SumCount, counts
+from storydist.losses import counts
 from storydist.model import StoryModel, data_facts
-from storydist.training import checkpoint, keep, quarantine
+from storydist.training import checkpoint, failure, keep, quarantine
 from storydist.training.checkpoint import Identity, TrainState
 from storydist.training.identity import require_same
-from storydist.training.log import RunLog
-from storydist.training.micro_batch import left_out, losses_of, telling
+from storydist.training.log import LOG, RunLog
+from storydist.training.meter import Meter
+from storydist.training.micro_batch import dropout_seed, left_out, losses_of, telling
 from storydist.training.optim import learning_rate_at
-from storydist.training.preemption import REQUEUE, Preemption
+from storydist.training.preemption import REQUEUE, Preemption, Stopped
 from storydist.training.ranks import failing_together
 from storydist.training.strategy import Ddp, FullState, build_accelerator
+from storydist.training.watchdog import Watchdog
 from storydist.training.writer import CheckpointWriter
 from storydist.verdict.assemble import choice_merit
 from storydist.verdict.evaluate import evaluate
@@ -50,6 +50,8 @@ class Run:
     stream: Stream
     state: TrainState
     identity: Identity
+    preemption: Preemption
+    watchdog: Watchdog  # not entered: whoever starts the processes knows when they begin and end
 
     @property
     def path(self) -> Path:
@@ -82,8 +84,10 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     torch.manual_seed(train.seed)
     model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data)).to(accelerator.device)
     identity = Identity(config=config.model_dump(mode="json"), fingerprint=index.info.fingerprint, code=code)
+    preemption = Preemption()
+    watchdog = _watchdog(config, index, accelerator, preemption)
     strategy = _build_strategy(config, accelerator, model)
-    return Run(config, index, accelerator, model, strategy, stream, TrainState(), identity)
+    return Run(config, index, accelerator, model, strategy, stream, TrainState(), identity, preemption, watchdog)
 
 
 def _build_accelerator(config: "Config") -> Accelerator:
@@ -100,6 +104,21 @@ def _build_strategy(config: "Config", accelerator: Accelerator, model: StoryMode
     from storydist.training.zero import Zero
 
     return Zero(accelerator, model, config.optim, config.train.zero_stage)
+
+
+def _watchdog(config: "Config", index: ShardIndex, accelerator: Accelerator, preemption: Preemption) -> Watchdog:
+    path = Path(config.run.dir)
+    (life,) = broadcast_object_list([uuid4().hex])
+    return Watchdog(
+        path,
+        index,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        hang_s=config.train.hang_s,
+        life=life,
+        ask=preemption.ask,
+        log=path / LOG,
+    )
 
 
 def _require_fit(config: "Config", index: ShardIndex) -> None:
@@ -163,26 +182,32 @@ def train(run: Run) -> int:
     config, state = run.config, run.state
     num_steps, meter = config.train.steps, Meter(run)
     with ExitStack() as stack:
-        preemption = stack.enter_context(Preemption())
+        stack.enter_context(run.preemption)
         log = stack.enter_context(RunLog(run.path, state, num_steps)) if run.accelerator.is_main_process else None
         writer = stack.enter_context(_writer(run, log)) if log else None
         if log:
             quarantine.write(run.path, state)  # a resumed run drops what was found after its checkpoint
         steps = stack.enter_context(closing(run.stream.steps(state.samples_seen)))
+        stop = False
         if state.owes_evaluation:  # a signal came before it
             with meter.paused():
-                _evaluate(run, meter, log, writer)
-        while state.step < num_steps:
+                stop = not _evaluate(run, meter, log, writer)
+        while state.step < num_steps and not stop:
+            run.watchdog.phase("data", state.step + 1)
             micro_batches = meter.waited(steps)
-            global_counts, stop, any_bad = _agree(run, micro_batches, preemption.asked is not None)
+            run.watchdog.phase("agree", state.step + 1)
+            global_counts, stop, any_bad = _agree(run, micro_batches)
             if any_bad:
                 _quarantine(run, micro_batches, log)
             learning_rate = learning_rate_at(state.step + 1, num_steps, config.optim)
-            norm = update(run, micro_batches, global_counts, learning_rate, meter)
+            seeds = [dropout_seed(run, number) for number in range(len(micro_batches))]
+            with failure.kept(run, micro_batches, global_counts, seeds):
+                norm = update(run, micro_batches, global_counts, learning_rate, meter)
             state.step += 1
             state.samples_seen += config.train.global_batch
             last = state.step == num_steps
             if last or state.step % config.train.log_every == 0:
+                run.watchdog.phase("log", state.step)
                 values = meter.reduced() | {"learning_rate": learning_rate}
                 if math.isfinite(norm):  # not where fp16 left an update out; JSON has no infinity
                     values["gradient_norm"] = norm
@@ -194,17 +219,15 @@ def train(run: Run) -> int:
                 if last or stop or state.owes_evaluation or state.step % config.train.save_every == 0:
                     _save(run, meter, writer)
                 if state.owes_evaluation and not stop:
-                    _evaluate(run, meter, log, writer)
+                    stop = not _evaluate(run, meter, log, writer)
             if log:
                 log.advance(state.step)
-            if stop and (not last or state.owes_evaluation):
-                _finish_saving(writer)
-                if log:
-                    log.say(
-                        f"stopped by a signal at step {state.step}; the same command with --resume goes on from here"
-                    )
-                return REQUEUE
-        _finish_saving(writer)
+        _finish_saving(run, writer)
+        if state.step < num_steps or state.owes_evaluation:
+            if log:
+                asked = run.preemption.asked or "a signal to another rank"
+                log.say(f"stopped by {asked} at step {state.step}; the same command with --resume goes on from here")
+            return REQUEUE
     return 0
 
 
@@ -218,9 +241,12 @@ def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning
     strategy.wrapped.train()
     for number, batch in enumerate(micro_batches):
         with strategy.micro_batch(last=number == len(micro_batches) - 1):
+            run.watchdog.phase("forward", state.step + 1, batch.ids)
             losses, loss = losses_of(run, strategy.wrapped, batch, number, global_counts)
+            run.watchdog.phase("backward", state.step + 1, batch.ids)
             strategy.backward(telling(loss))
         meter.add(losses)
+    run.watchdog.phase("update", state.step + 1)
     norm, updated = strategy.step(learning_rate)
     if updated:
         state.skipped_in_a_row = 0
@@ -229,11 +255,11 @@ def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning
     return norm
 
 
-def _agree(run: Run, micro_batches: list[Batch], asked: bool) -> tuple[Tensor, bool, bool]:
+def _agree(run: Run, micro_batches: list[Batch]) -> tuple[Tensor, bool, bool]:
     """Counts over all ranks and micro-batches, float64 [heads]; whether any rank was asked to stop; and whether any met
     a sample that cannot be used. One collective for all.
     """
-    heads = run.config.losses.heads()
+    heads, asked = run.config.losses.heads(), run.preemption.asked is not None
     local = torch.stack([counts(heads, batch) for batch in micro_batches]).sum(dim=0)
     summed = run.accelerator.reduce(
         torch.cat([local, local.new_tensor([asked, quarantine.num_bad(micro_batches)])]).to(run.accelerator.device),
@@ -253,93 +279,44 @@ def _quarantine(run: Run, micro_batches: list[Batch], log: RunLog | None) -> Non
     quarantine.require_few(run.state, run.stream.num_samples, run.config.data.max_skipped)
 
 
-class Meter:
-    """Losses, speed and waiting since the last line of the log. A resumed run goes on within the interval it was in."""
-
-    def __init__(self, run: Run):
-        self.run, self.heads = run, run.config.losses.heads()
-        self.sums = torch.zeros(len(self.heads), 2, dtype=torch.float64, device=run.accelerator.device)
-        if run.state.interval and run.accelerator.is_main_process:  # it holds the sums over all ranks
-            self.sums += torch.tensor(run.state.interval, dtype=torch.float64, device=self.sums.device)
-        self._restart()
-
-    def _restart(self) -> None:
-        self.start, self.wait_s, self.steps = time.perf_counter(), 0.0, 0
-
-    def waited(self, steps: Iterator[list[Batch]]) -> list[Batch]:
-        """The next step's micro-batches; counts how long they were waited for."""
-        start = time.perf_counter()
-        micro_batches = next(steps)
-        self.wait_s += time.perf_counter() - start
-        self.steps += 1
-        return micro_batches
-
-    def add(self, losses: dict[str, SumCount]) -> None:
-        """Adds a micro-batch's (sum, count) of each loss."""
-        self.sums += torch.stack([torch.stack([s.detach(), c.to(s.dtype)]) for s, c in losses.values()]).double()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent inside is no training time."""
-        start = time.perf_counter()
-        yield
-        self.start += time.perf_counter() - start
-
-    def total(self) -> Tensor:
-        """(sum, count) of each loss over all ranks, float64 [heads, 2]. Collective."""
-        return self.run.accelerator.reduce(self.sums, reduction="sum")
-
-    def reduced(self) -> dict[str, float]:
-        """What a line of the log tells, over all ranks; begins a new interval. Collective."""
-        sums, elapsed = self.total(), time.perf_counter() - self.start
-        means = dict(zip(self.heads, (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist(), strict=True))
-        weights = self.run.config.losses
-        values = {"loss": sum(getattr(weights, head) * mean for head, mean in means.items())}
-        values |= {f"loss/{head}": mean for head, mean in means.items()}
-        values |= {
-            "samples_seen": self.run.state.samples_seen,
-            "skipped_samples": self.run.state.skipped_samples,
-            "samples_per_s": self.steps * self.run.config.train.global_batch / elapsed,
-            "data_wait_share": self.wait_s / elapsed,
-            "peak_memory_bytes": peak_memory_bytes(self.sums.device),
-        }
-        if self.run.accelerator.scaler is not None:
-            values["skipped_steps"] = self.run.state.skipped_steps
-        self.sums.zero_()
-        self._restart()
-        return values
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory that this rank has held: of the GPU where it has one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _evaluate(run: Run, meter: "Meter", log: RunLog | None, writer: CheckpointWriter | None) -> None:
-    """Judges the weights as they are, tells it, and saves what became of it: the best step so far."""
+def _evaluate(run: Run, meter: Meter, log: RunLog | None, writer: CheckpointWriter | None) -> bool:
+    """Judges the weights as they are, tells it, and saves what became of it: the best step so far. False when a signal
+    came before it was done: it stays owed then.
+    """
     config, accelerator = run.config, run.accelerator
     split = config.train.evaluate_split
-    evaluation = evaluate(
-        run.strategy.judged_model().eval(),
-        run.index,
-        split,
-        data=config.data,
-        config=config.evaluate,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        gather=lambda value: gather_object([value]),
-        step=run.state.step,
-        floors_path=run.path / f"floors-{split}.json",
-    )
+
+    def between() -> None:
+        run.watchdog.phase("evaluate", run.state.step)
+        asked = torch.tensor(float(run.preemption.asked is not None), device=accelerator.device)
+        if accelerator.reduce(asked, reduction="sum") > 0:
+            raise Stopped
+
+    try:
+        between()
+        evaluation = evaluate(
+            run.strategy.judged_model().eval(),
+            run.index,
+            split,
+            data=config.data,
+            config=config.evaluate,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            gather=lambda value: gather_object([value]),
+            between=between,
+            step=run.state.step,
+            floors_path=run.path / f"floors-{split}.json",
+        )
+    except Stopped:
+        return False
     _remember_best(run, evaluation["metrics"])
     if log:
         log.evaluation(run.state.step, evaluation)
         log.examples(run.state.step, evaluation["examples"])
     run.state.owes_evaluation = False
     _save(run, meter, writer)
+    return True
 
 
 def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
@@ -354,6 +331,7 @@ def _writer(run: Run, log: RunLog) -> CheckpointWriter:
 
 def _save(run: Run, meter: Meter, writer: CheckpointWriter | None) -> None:
     """Has rank 0 write a checkpoint beside the loop. Raises OSError on every rank when the one before failed."""
+    run.watchdog.phase("save", run.state.step)
     run.state.interval = meter.total().tolist()
     if run.accelerator.scaler is not None:
         run.state.scaler = run.accelerator.scaler.state_dict()
@@ -363,8 +341,9 @@ def _save(run: Run, meter: Meter, writer: CheckpointWriter | None) -> None:
             writer.save(run.state, run.identity, full.model, full.optimizer, full.ema)
 
 
-def _finish_saving(writer: CheckpointWriter | None) -> None:
+def _finish_saving(run: Run, writer: CheckpointWriter | None) -> None:
     """Waits until the last checkpoint exists. Raises OSError on every rank when it could not be written."""
+    run.watchdog.phase("barrier", run.state.step)
     with failing_together():
         if writer:
             writer.finish()

@@ -41,6 +41,10 @@ def alone(value: Any) -> list[Any]:
     return [value]
 
 
+def go_on() -> None:
+    """The `between` of an evaluation that nothing interrupts."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is judged, on what, and which share of it is this rank's."""
@@ -53,6 +57,7 @@ class Subject:
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    between: Callable[[], None] = go_on
 
     def choose(self, limit: int) -> list[Place]:
         """At most `limit` windows of the split, drawn by the seed."""
@@ -70,6 +75,7 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     gather: Gather = alone,
+    between: Callable[[], None] = go_on,
     step: int | None = None,
     floors_path: Path | None = None,
 ) -> dict[str, Any]:
@@ -80,9 +86,10 @@ def evaluate(
     "better" is lower, higher or closest (to "reference", the targets' own figure). Metrics of heads that are off are
     left out. "num_skipped": stories that could not be used and were skipped (data.on_bad_sample).
     `floors_path`: JSON that keeps the floors' figures, used again while shards, heads and settings are the same.
-    `gather` is called by every rank, equally often. Raises ValueError for an unknown or empty split.
+    `gather` is called by every rank, equally often, and so is `between`, ahead of each batch: what that raises ends the
+    evaluation, on all ranks at the same place. Raises ValueError for an unknown or empty split.
     """
-    subject = Subject(model, index, split, data, config, device, rank, world_size)
+    subject = Subject(model, index, split, data, config, device, rank, world_size, between)
     if not subject.choose(1):
         raise ValueError(f"split {split!r} has no story of more than {data.context} frames: nothing to evaluate")
     total, floors, num_skipped = _judge(subject, gather, floors_path)
@@ -110,7 +117,7 @@ def _judge(subject: Subject, gather: Gather, path: Path | None) -> tuple[Tally, 
     kept = gather(read_floors(path, key) if subject.rank == 0 else None)[0]
     fitted = None if kept is not None else gather(_fit(subject) if subject.rank == 0 else None)[0]
     tallies, num_skipped = _measure(subject, fitted)
-    if subject.config.generate_windows:
+    if subject.config.generate_windows and "next_text" in subject.model.heads:
         _generate(subject, fitted, tallies)
     every = gather(tallies)
     num_skipped = sum(gather(num_skipped))
@@ -149,6 +156,7 @@ def _measure(subject: Subject, fitted: FittedFloors | None) -> tuple[Tallies, in
         world_size=subject.world_size,
     )
     for batch in batches:
+        subject.between()
         num_skipped += len(batch.bad)
         # A batch is the same at every world size, and so is what its windows exchange.
         generator = torch.Generator().manual_seed(subject.config.seed * 1_000_003 + int(batch.story_B[0]))
@@ -171,8 +179,6 @@ def _generate(subject: Subject, fitted: FittedFloors | None, tallies: Tallies) -
     """Second pass: adds generated texts, and the floors' texts for the same windows."""
     tokenizer = Wordpieces.load(subject.index.root / "tokenizer")
     for told in _told(subject, subject.choose(subject.config.generate_windows), subject.rank, subject.world_size):
-        if told.prediction.text_logits_TV is None:
-            return
         references = reference_texts(told.truth, tokenizer)
         tallies[MODEL].add(told.truth, text_guess(told), references)
         for name, floor in (
@@ -192,6 +198,7 @@ def _told(subject: Subject, places: list[Place], rank: int = 0, world_size: int 
         device=subject.device,
         rank=rank,
         world_size=world_size,
+        between=subject.between,
     )
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -53,13 +53,17 @@ def told_windows(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
+    between: Callable[[], None] = lambda: None,
 ) -> Iterator[Told]:
     """Predictions and generated texts of chosen windows, this rank's share of the batches.
 
-    Batches and their random numbers depend on `places`, `batch_stories` and the seed, never on the number of ranks.
+    `between` is called ahead of every `world_size` batches. Batches and their random numbers depend on `places`,
+    `batch_stories` and the seed, never on the number of ranks.
     """
     special, tokenizer = special_pieces(index), Wordpieces.load(index.root / "tokenizer")
     for number, batch in enumerate(window_batches(index, places, data, batch_stories)):
+        if number % world_size == 0:
+            between()
         if number % world_size != rank:
             continue
         batch = batch.to(device)

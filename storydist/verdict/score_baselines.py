@@ -6,7 +6,6 @@ They see tags and never a pixel or a word. Everything is fitted and chosen on th
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
 
 from storydist.data.frame_runs import SampleReader
 from storydist.data.index import ShardIndex
@@ -89,6 +88,8 @@ def ridge_prediction(train: Sequence[np.ndarray], target: np.ndarray, judged: Se
 
     Penalty and reading (one entry of `train` and `judged` each) have the least leave-one-out error in training.
     """
+    from sklearn.linear_model import RidgeCV  # takes seconds, and no run starts or resumes with it
+
     best_error, prediction = np.inf, np.empty(0)
     for train_XY, judged_XY in zip(train, judged, strict=True):
         fitted = RidgeCV(alphas=PENALTIES).fit(train_XY, target)

@@ -1,7 +1,6 @@
 """Errors of predicted story scores, in the score's unit, with bootstrap intervals over stories."""
 
 import numpy as np
-from scipy.stats import rankdata
 
 CONSTANT = 1e-12  # a standard deviation below this, relative to the largest value, is that of a constant
 
@@ -19,6 +18,8 @@ def score_errors(predicted_B: np.ndarray, true_B: np.ndarray) -> dict[str, float
         return dict.fromkeys(("score MAE", "score RMSE", "score R2", "score Pearson", "score Spearman"))
     error = predicted - true
     deviation = true - true.mean()
+    from scipy.stats import rankdata  # takes a second, and no run starts or resumes with it
+
     return {
         "score MAE": float(np.abs(error).mean()),
         "score RMSE": float(np.sqrt((error**2).mean())),

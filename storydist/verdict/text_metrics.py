@@ -6,9 +6,7 @@ METEOR is left out: every kept implementation needs WordNet data that has to be 
 from collections import Counter
 from collections.abc import Sequence
 
-import sacrebleu
 import torch
-from rouge_score import rouge_scorer
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,6 +45,10 @@ def overlap(generated: Sequence[str], references: Sequence[str]) -> dict[str, fl
         raise ValueError(
             f"{len(generated)} generated texts for {len(references)} references; they must be as many, and some"
         )
+    # Half a second and more, which no run that starts or resumes needs to wait for.
+    import sacrebleu
+    from rouge_score import rouge_scorer
+
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
     pairs = zip(references, generated, strict=True)
     rouge = [scorer.score(reference, text)["rougeL"].fmeasure for reference, text in pairs]

@@ -37,7 +37,7 @@ def gradients(index: ShardIndex, num_micro_batches: int, world_size: int) -> dic
         micro_batches = next(stream)
     if num_micro_batches > 1:
         assert len({float(counts(("next_text",), batch)) for batch in micro_batches}) > 1, "the texts are to be uneven"
-    update(run, micro_batches, _agree(run, micro_batches, False)[0], 0.0, Meter(run))
+    update(run, micro_batches, _agree(run, micro_batches)[0], 0.0, Meter(run))
     return found
 
 

@@ -1,0 +1,127 @@
+"""Ranks without a model: each says its phases and does what is asked, as a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storydist.data.index import ShardIndex
+from storydist.training.heartbeat import Heartbeat, heartbeat_path, read_heartbeat, started
+from storydist.training.preemption import REQUEUE
+from storydist.training.watchdog import FAILED
+
+ROOT = Path(__file__).resolve().parents[1]
+HANG_S = 1.5
+RANK = f"""
+import sys, time
+from pathlib import Path
+from storydist.data.index import ShardIndex
+from storydist.training.watchdog import Watchdog
+
+run, rank, behaviour = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[4]
+index = ShardIndex.open(sys.argv[3])
+options = dict(rank=rank, world_size=2, hang_s={HANG_S}, life="this one", log=run / "train.log")
+with Watchdog(run, index, ask=lambda reason: print("asked to stop by", reason, flush=True), **options) as watchdog:
+    if behaviour == "orphan":
+        watchdog.launcher = 1
+    watchdog.phase("data", 7)
+    if behaviour == "reads for ever":
+        index.reading.stories[0] = 3
+        print("ready", flush=True)
+        time.sleep(60)
+    if behaviour == "fails":
+        raise ValueError("no such story")
+    if behaviour == "reads slowly":
+        for _ in range(int({HANG_S} * 2 / 0.25)):
+            index.reading.num_done += 1
+            time.sleep(0.25)
+    else:
+        watchdog.phase("agree", 7)
+        print("ready", flush=True)
+        # An orphan and a rank whose other one takes its time get on in the end; all others wait for ever.
+        time.sleep({HANG_S} * 2 if behaviour == "waits" else 0.5 if behaviour == "orphan" else 60)
+"""
+
+
+def start(index: ShardIndex, run: Path, *behaviours: str) -> list[subprocess.Popen]:
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(run), str(rank), str(index.root), behaviour],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, behaviour in enumerate(behaviours)
+    ]
+
+
+def ended(processes: list[subprocess.Popen]) -> tuple[list[int], str]:
+    """Exit codes, and all that was told."""
+    told = "".join("".join(process.communicate(timeout=60)) for process in processes)
+    return [process.returncode for process in processes], told
+
+
+def test_a_rank_that_is_stuck_is_named_with_phase_and_shard_and_all_leave(tiny_index, tmp_path):
+    processes = start(tiny_index, tmp_path, "waits for ever", "reads for ever")
+    codes, told = ended(processes)
+    assert codes == [REQUEUE, REQUEUE]
+    shard = tiny_index.info.shards[0].name
+    assert f"rank 1 (process {processes[1].pid} on" in told
+    assert "is stuck: phase data of step 7 since" in told and f"reading {shard}: story 'train/3'" in told
+    assert "rank 0" not in told
+    assert (tmp_path / "train.log").read_text().count("no progress for") == 1
+    for rank in (0, 1):
+        stacks = (tmp_path / f"stacks-rank-{rank}.txt").read_text()
+        assert "rank 1" in stacks and "Thread 0x" in stacks and 'File "<string>"' in stacks
+
+
+def test_a_rank_that_is_stopped_is_named_and_ended(tiny_index, tmp_path):
+    processes = start(tiny_index, tmp_path, "waits for ever", "reads for ever")
+    assert processes[1].stdout is not None and processes[1].stdout.readline() == "ready\n"
+    os.kill(processes[1].pid, signal.SIGSTOP)
+    codes, told = ended(processes)
+    assert codes == [REQUEUE, -signal.SIGKILL]
+    assert "gives no sign of life: phase data of step 7" in told
+    assert "rank 1" in (tmp_path / "stacks-rank-0.txt").read_text()
+
+
+def test_a_rank_that_gets_on_is_waited_for(tiny_index, tmp_path):
+    codes, told = ended(start(tiny_index, tmp_path, "waits", "reads slowly"))
+    assert codes == [0, 0] and "no progress" not in told
+
+
+def test_a_rank_that_failed_is_not_waited_for_and_not_run_again(tiny_index, tmp_path):
+    codes, told = ended(start(tiny_index, tmp_path, "waits for ever", "fails"))
+    assert codes == [FAILED, 1]
+    assert "has left: failed with ValueError: no such story" in told
+
+
+def test_the_end_of_the_launcher_asks_for_a_stop(tiny_index, tmp_path):
+    codes, told = ended(start(tiny_index, tmp_path, "orphan"))
+    assert codes == [0] and "asked to stop by the end of its launcher" in told
+
+
+def test_a_record_of_an_earlier_life_counts_as_none(tmp_path):
+    path = heartbeat_path(tmp_path, 0)
+    heartbeat = Heartbeat(path, "now")
+    assert read_heartbeat(path, "now") is None, "nothing was told yet"
+    heartbeat.where(4, "forward", 2, 1000.5, "a story\nof two lines, \N{SNOWMAN}" * 100)
+    heartbeat.sign(ticks=3, num_reads=9, reading="x" * 5000, left="", verdict="\N{SNOWMAN}" * 5000, code=75, teller=1)
+    record = read_heartbeat(path, "now")
+    assert record is not None
+    assert (record.passed, record.phase, record.step, record.since, record.ticks) == (4, "forward", 2, 1000.5, 3)
+    assert record.pid == os.getpid() and record.started == started(os.getpid()) and record.verdict[0] == "\N{SNOWMAN}"
+    assert read_heartbeat(path, "before") is None
+    heartbeat.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 6000, b"\xff" * 6000])
+def test_a_damaged_record_counts_as_none(tmp_path, content):
+    path = heartbeat_path(tmp_path, 0)
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert read_heartbeat(path, "now") is None

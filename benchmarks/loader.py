@@ -153,7 +153,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     names = [contestant.name for contestant in CONTESTANTS]
     parser.add_argument("--only", type=_names, default=[], help=f"of {', '.join(names)} (default: all)")
-    parser.add_argument("--tables", type=_names, default=list(TABLES), help=f"of {', '.join(TABLES)} (default: all)")
+    parser.add_argument(
+        "--tables",
+        type=_names,
+        default=list(TABLES),
+        help=f"of {', '.join(TABLES)} (jpeg0: without workers; default: all)",
+    )
     parser.add_argument("--rounds", type=positive_int, default=5, help="(%(default)s)")
     parser.add_argument("--stories", type=positive_int, default=600, help="(%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("build/loader-data"), help="kept data (%(default)s)")

@@ -15,7 +15,7 @@ from benchmarks.peers import BY_NAME, OUR_TARS
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 900
-TABLES = ("jpeg", "headline", "raw", "scaling", "decoders")
+TABLES = ("jpeg", "jpeg0", "headline", "raw", "scaling", "decoders")
 PEERS = ("webdataset", "mosaicml", "litdata", "energon", "hf_streaming", "hf_map")
 LOADERS = ("ours", *PEERS)
 RAW_FRAMES = 80_000  # a run over raw frames reads at least so many, or MAX_EPOCHS: opening and starting hardly count
@@ -84,7 +84,8 @@ def decoder_runs() -> list[Run]:
 def runs_of(tables: Sequence[str], only: Sequence[str], num_frames: int) -> list[Run]:
     """The runs of these tables, each once, of the contestants in `only` (empty: all). Limits are always among them."""
     made = {
-        "jpeg": jpeg_runs(0) + jpeg_runs(2),
+        "jpeg": jpeg_runs(2),
+        "jpeg0": jpeg_runs(0),
         "headline": headline_runs(),
         "raw": raw_runs(num_frames),
         "scaling": scaling_runs(),

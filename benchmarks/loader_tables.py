@@ -15,7 +15,8 @@ def render(content: dict[str, Any]) -> str:
     """The whole page."""
     results = Results(content)
     tables: dict[str, Callable[[Results], Cells]] = {
-        "jpeg": lambda r: [*_jpeg(r, 0), "", *_jpeg(r, 2)],
+        "jpeg": lambda results: _jpeg(results, 2),
+        "jpeg0": lambda results: _jpeg(results, 0),
         "headline": _headline,
         "raw": _raw,
         "scaling": _scaling,

@@ -84,8 +84,8 @@ def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tu
         write_facts(run.path, run.config)
     say(
         f"{run.path}: step {run.state.step} of {num_steps}, {run.stream.num_samples} samples an epoch, "
-        f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.2f} M parameters, "
-        f"{run.accelerator.num_processes} rank(s) on {run.accelerator.device}\n{run.stream.mixing_told()}"
+        f"{run.num_weights / 1e6:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"
+        f"\n{run.stream.mixing_told()}"
     )
     try:
         return train(run)

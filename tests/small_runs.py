@@ -24,6 +24,7 @@ SMALL = {
     "tag_width": 4,
     "attention_heads": 2,
 }
+STILL = SMALL | {"dropout": 0.0, "score_dropout": 0.0, "word_dropout": 0.0}  # nothing is drawn at random
 
 
 def small_config(index: ShardIndex, run: Path, **sections: dict[str, Any]) -> Config:

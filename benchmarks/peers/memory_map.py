@@ -1,5 +1,6 @@
 """No loader: the frames of storydist's raw tars, memory-mapped, shuffled and copied into batches. What a reader of raw
-frames could reach at most: no checks, no texts, no read-ahead.
+frames could reach at most: no checks, no texts, no read-ahead, and a batch's memory is used again BUFFERS batches
+later, because new memory costs more than the copy (a page fault for every 4 KiB).
 """
 
 import mmap
@@ -13,23 +14,45 @@ from storydist.data.index import ShardIndex
 from storydist.data.npy import from_npy
 
 WINDOWS_PER_BATCH = 32
+BUFFERS = 4
 
 
 def batches(reading: Reading) -> Iterator[Batch]:
     stories = _mapped(ShardIndex.open(reading.folder))
-    generator = np.random.default_rng(reading.seed)
+    generator, memory = np.random.default_rng(reading.seed), _Memory()
+    if reading.unit == "story":
+        samples, per_batch, whole = stories, STORIES_PER_BATCH, True
+    else:
+        samples = [frames[start : start + WINDOW] for frames in stories for start in range(len(frames) - WINDOW + 1)]
+        per_batch, whole = WINDOWS_PER_BATCH, False
     for _ in range(reading.epochs):
-        if reading.unit == "story":
-            order = generator.permutation(len(stories))
-            for start in range(0, len(order), STORIES_PER_BATCH):
-                yield _whole([stories[number] for number in order[start : start + STORIES_PER_BATCH]])
-        else:
-            windows = [
-                frames[start : start + WINDOW] for frames in stories for start in range(len(frames) - WINDOW + 1)
-            ]
-            order = generator.permutation(len(windows))
-            for start in range(0, len(order), WINDOWS_PER_BATCH):
-                yield _windows([windows[number] for number in order[start : start + WINDOWS_PER_BATCH]])
+        order = generator.permutation(len(samples)).tolist()
+        for start in range(0, len(order), per_batch):
+            chosen = [samples[number] for number in order[start : start + per_batch]]
+            frames, counts = memory.filled(chosen), [len(each) for each in chosen]
+            batch = {"frames": torch.from_numpy(frames), "num_frames": len(frames), "num_windows": len(chosen)}
+            if whole:
+                windows = window_rows(counts)
+                batch |= {"windows": torch.from_numpy(windows), "num_windows": len(windows)}
+            else:
+                batch["frames"] = batch["frames"].view(-1, WINDOW, HEIGHT, WIDTH, 3)
+            yield batch
+
+
+class _Memory:
+    """Room for batches, handed out in turn."""
+
+    def __init__(self) -> None:
+        self.buffers = [np.empty((0, HEIGHT, WIDTH, 3), np.uint8)] * BUFFERS
+
+    def filled(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """The arrays end to end."""
+        size = sum(map(len, arrays))
+        buffer = self.buffers.pop(0)
+        if len(buffer) < size:
+            buffer = np.empty((size, HEIGHT, WIDTH, 3), np.uint8)
+        self.buffers.append(buffer)
+        return np.concatenate(arrays, out=buffer[:size])
 
 
 def _mapped(index: ShardIndex) -> list[np.ndarray]:
@@ -44,16 +67,3 @@ def _mapped(index: ShardIndex) -> list[np.ndarray]:
         shard = maps[int(index.stories[story]["shard"])]
         stories.append(from_npy(shard[offset : offset + size], "|u1", (None, None, None, 3)))
     return stories
-
-
-def _whole(stories: list[np.ndarray]) -> Batch:
-    frames, windows = np.concatenate(stories), window_rows([len(story) for story in stories])
-    tensors = {"frames": torch.from_numpy(frames), "windows": torch.from_numpy(windows)}
-    return {**tensors, "num_frames": len(frames), "num_windows": len(windows)}
-
-
-def _windows(windows: list[np.ndarray]) -> Batch:
-    frames = np.empty((len(windows), WINDOW, HEIGHT, WIDTH, 3), np.uint8)
-    for row, window in zip(frames, windows, strict=True):
-        row[:] = window
-    return {"frames": torch.from_numpy(frames), "num_frames": len(windows) * WINDOW, "num_windows": len(windows)}

@@ -81,6 +81,6 @@ class FrameMixer(nn.Module):
         # K frames of 3 channels -> 3 * K channels, at the size of the features
         seen = F.interpolate(inputs_MKCHW.flatten(1, 2), size=self.inner, mode="area")
         logits = self.join(torch.cat([features_MFHW, seen], dim=1))
-        weights = F.interpolate(logits, size=self.outer, mode="bilinear").softmax(dim=1)
+        weights = F.interpolate(logits, size=self.outer, mode="bilinear").float().softmax(dim=1)
         candidates = torch.cat([inputs_MKCHW, drawn_MCHW[:, None]], dim=1)
         return (weights[:, :, None] * candidates).sum(dim=1)

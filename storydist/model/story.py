@@ -150,7 +150,7 @@ class StoryModel(nn.Module):
             )
             result = result._replace(text_logits_TV=logits, text_target_T=target, text_window_T=window)
         if "text_embedding" in heads:
-            weights_MK = self.text_weights(context_MD).softmax(dim=1)
+            weights_MK = self.text_weights(context_MD).float().softmax(dim=1)  # CPU autocast would not
             seen_ME = (weights_MK[..., None] * text_NE[batch.windows_MK]).sum(dim=1)
             result = result._replace(
                 text_embedding_ME=(seen_ME + self.text_rest(context_MD)).float(), text_target_NE=text_NE

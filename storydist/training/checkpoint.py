@@ -44,6 +44,7 @@ class TrainState:
     best_value: float | None = None
     best_step: int | None = None
     skipped_steps: int = 0  # updates that fp16 loss scaling left out
+    skipped_in_a_row: int = 0  # of them, since the last that was made
     skipped_samples: int = 0  # how often a sample could not be used, over all ranks
     quarantine: list[dict[str, Any]] = field(default_factory=list)  # those samples, each once
     owes_evaluation: bool = False  # the evaluation of this step is due and not yet made

@@ -68,12 +68,13 @@ def kept(run: "Run", micro_batches: Sequence[Batch], global_counts: Tensor, seed
             _write(run, micro_batches, global_counts, seeds, str(error))
         except OSError as disk:
             told = f"it cannot be replayed, for the bundle was not written: {disk}"
-        error.args = (f"{error}; {told}", *error.args[1:])
+        error.args = (f"{error}; {told}",)
         raise
 
 
 def _write(run: "Run", micro_batches: Sequence[Batch], global_counts: Tensor, seeds: Sequence[int], told: str) -> None:
     accelerator, step = run.accelerator, run.state.step + 1
+    model = run.strategy.full_state(moments=False).model  # collective, so ahead of what may fail on one rank
     folder = failure_path(run.path, step)
     part = _part(folder, accelerator.process_index)
     part.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def _write(run: "Run", micro_batches: Sequence[Batch], global_counts: Tensor, se
     if accelerator.is_main_process:
         settings = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_atomic(folder / SETTINGS, settings.encode())
-        _save(run.model.state_dict(), folder / WEIGHTS)
+        _save(model.state_dict(), folder / WEIGHTS)
     for number, batch in enumerate(micro_batches):
         tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
         _save(tensors, _micro_batch_path(part, number))

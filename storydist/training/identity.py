@@ -13,7 +13,8 @@ FREE_SECTIONS = ("run.", "data.cache.")
 FREE_KEYS = frozenset(
     (
         *("data.shards", "data.threads", "data.prefetch", "data.verify", "data.max_skipped"),
-        *("train.threads", "train.device", "train.log_every", "train.save_every", "train.evaluate_every"),
+        *("train.threads", "train.device", "train.strategy"),
+        *("train.log_every", "train.save_every", "train.evaluate_every"),
         "train.hang_s",
         *("checkpoint.keep_last", "checkpoint.keep_best"),
     )

@@ -101,7 +101,8 @@ class RunLog:
         self.say(
             f"step {step}/{num_steps} {losses} | {values['samples_per_s']:.1f} samples/s, "
             f"{100 * values['data_wait_share']:.0f} % waiting for data"
-            + (f", {values['skipped_samples']:.0f} samples skipped" if values["skipped_samples"] else ""),
+            + (f", {values['skipped_samples']:.0f} samples skipped" if values["skipped_samples"] else "")
+            + (f", {values['skipped_steps']:.0f} updates left out" if values.get("skipped_steps") else ""),
             shown=not self.terminal,
         )
         note = f"loss {values['loss']:.3f}  {values['samples_per_s']:.1f} samples/s"

@@ -66,6 +66,8 @@ class Meter:
             "data_wait_share": self.wait_s / elapsed,
             "peak_memory_bytes": peak_memory_bytes(self.sums.device),
         }
+        if self.run.accelerator.scaler is not None:
+            values["skipped_steps"] = self.run.state.skipped_steps
         self.sums.zero_()
         self._restart()
         return values

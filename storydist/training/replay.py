@@ -44,7 +44,8 @@ class Replay:
             )
         self.config, self.parts = config, parts
         self.precision = "bf16" if config.train.precision == "bf16" else "fp32"
-        accelerator = build_accelerator(self.precision, config.train.threads, "cpu")
+        alone = {"precision": self.precision, "device": "cpu", "strategy": "ddp"}
+        accelerator = build_accelerator(config.train.model_copy(update=alone))
         self.model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data))
         try:
             self.model.load_state_dict(safetensors.torch.load_file(weights))

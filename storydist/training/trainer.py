@@ -1,6 +1,7 @@
 """The loop: one run from its first step, or from a checkpoint, to its last."""
 
-from contextlib import ExitStack, closing, nullcontext
+import math
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,24 +10,24 @@ from uuid import uuid4
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from storydist.data.batch import Batch
 from storydist.data.index import ShardIndex
-from storydist.data.order import accumulation_steps, mix64
+from storydist.data.order import accumulation_steps
 from storydist.data.stream import Stream
-from storydist.losses import all_losses, counts, total
+from storydist.losses import counts
 from storydist.model import StoryModel, data_facts
 from storydist.training import checkpoint, failure, keep, quarantine
 from storydist.training.checkpoint import Identity, TrainState
 from storydist.training.identity import require_same
 from storydist.training.log import LOG, RunLog
 from storydist.training.meter import Meter
-from storydist.training.optim import build_optimizer, learning_rate_at
+from storydist.training.micro_batch import dropout_seed, left_out, losses_of, telling
+from storydist.training.optim import learning_rate_at
 from storydist.training.preemption import REQUEUE, Preemption, Stopped
 from storydist.training.ranks import failing_together
-from storydist.training.strategy import build_accelerator, gradient_scale
+from storydist.training.strategy import Ddp, FullState, build_accelerator
 from storydist.training.watchdog import Watchdog
 from storydist.training.writer import CheckpointWriter
 from storydist.verdict.assemble import choice_merit
@@ -34,6 +35,7 @@ from storydist.verdict.evaluate import evaluate
 
 if TYPE_CHECKING:
     from storydist.config import Config
+    from storydist.training.zero import Zero
 
 
 @dataclass
@@ -43,10 +45,8 @@ class Run:
     config: "Config"
     index: ShardIndex
     accelerator: Accelerator
-    model: StoryModel
-    wrapped: nn.Module  # the model as gradients see it
-    optimizer: Any
-    ema: AveragedModel | None
+    model: StoryModel  # as this rank holds it: under ZeRO-3 in pieces
+    strategy: "Ddp | Zero"
     stream: Stream
     state: TrainState
     identity: Identity
@@ -57,6 +57,11 @@ class Run:
     def path(self) -> Path:
         return Path(self.config.run.dir)
 
+    @property
+    def num_weights(self) -> int:
+        """Of the whole model. (`ds_numel`: where DeepSpeed has it in pieces.)"""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+
 
 def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     """Model, optimizer and stream of this rank, at step 0. Raises ValueError when settings, shards and world size do
@@ -64,7 +69,7 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     """
     train = config.train
     _require_fit(config, index)
-    accelerator = build_accelerator(train.precision, train.threads, train.device)
+    accelerator = _build_accelerator(config)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     stream = Stream(
         index,
@@ -78,15 +83,27 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     )
     torch.manual_seed(train.seed)
     model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data)).to(accelerator.device)
-    optimizer = build_optimizer(model, config.optim)
-    decay = config.optim.ema_decay
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-    wrapped, prepared = accelerator.prepare(model, optimizer)
     identity = Identity(config=config.model_dump(mode="json"), fingerprint=index.info.fingerprint, code=code)
     preemption = Preemption()
     watchdog = _watchdog(config, index, accelerator, preemption)
-    state = TrainState()
-    return Run(config, index, accelerator, model, wrapped, prepared, ema, stream, state, identity, preemption, watchdog)
+    strategy = _build_strategy(config, accelerator, model)
+    return Run(config, index, accelerator, model, strategy, stream, TrainState(), identity, preemption, watchdog)
+
+
+def _build_accelerator(config: "Config") -> Accelerator:
+    if not config.train.zero_stage:
+        return build_accelerator(config.train)
+    from storydist.training.zero import accelerate_arguments  # DeepSpeed is an extra, and takes seconds to import
+
+    return build_accelerator(config.train, accelerate_arguments(config.train, config.optim.clip_norm))
+
+
+def _build_strategy(config: "Config", accelerator: Accelerator, model: StoryModel) -> "Ddp | Zero":
+    if not config.train.zero_stage:
+        return Ddp(accelerator, model, config.optim)
+    from storydist.training.zero import Zero
+
+    return Zero(accelerator, model, config.optim, config.train.zero_stage)
 
 
 def _watchdog(config: "Config", index: ShardIndex, accelerator: Accelerator, preemption: Preemption) -> Watchdog:
@@ -134,15 +151,17 @@ def restore_newest(run: Run, say: Any, allow_change: tuple[str, ...] = ()) -> No
     if chosen is None:
         say(f"{run.path} holds no checkpoint to resume, so the run starts afresh")
         return
+    full = run.strategy.full_state(moments=False)
     with failing_together():
         step, sha256 = chosen
-        _restore(run, keep.checkpoint_path(run.path, step), sha256, say, allow_change)
+        _restore(run, full, keep.checkpoint_path(run.path, step), sha256, say, allow_change)
+    run.strategy.load_full_state(full)
     with failing_together():
         if run.accelerator.is_main_process:
             keep.set_aside(run.path, after=step)
 
 
-def _restore(run: Run, folder: Path, sha256: str, say: Any, allow_change: tuple[str, ...]) -> None:
+def _restore(run: Run, full: FullState, folder: Path, sha256: str, say: Any, allow_change: tuple[str, ...]) -> None:
     manifest = checkpoint.read_manifest(folder)
     if manifest.sha256 != sha256:
         raise ValueError(f"{folder} is not what rank 0 reads there; run.dir has to be one folder for all ranks")
@@ -150,7 +169,7 @@ def _restore(run: Run, folder: Path, sha256: str, say: Any, allow_change: tuple[
     changes = require_same(manifest.identity, run.identity, allow_change, folder)
     for change in changes:
         say(f"allowed to change: {change}")
-    checkpoint.restore(folder, manifest, run.model, run.optimizer.optimizer, run.ema)
+    checkpoint.restore(folder, manifest, full.model, full.optimizer, full.ema)
     if run.accelerator.scaler is not None and state.scaler:
         run.accelerator.scaler.load_state_dict(state.scaler)
     if any(change.startswith("checkpoint.best_metric ") for change in changes):
@@ -189,7 +208,9 @@ def train(run: Run) -> int:
             last = state.step == num_steps
             if last or state.step % config.train.log_every == 0:
                 run.watchdog.phase("log", state.step)
-                values = meter.reduced() | {"learning_rate": learning_rate, "gradient_norm": norm}
+                values = meter.reduced() | {"learning_rate": learning_rate}
+                if math.isfinite(norm):  # not where fp16 left an update out; JSON has no infinity
+                    values["gradient_norm"] = norm
                 if log:
                     log.train(state.step, num_steps, values)
             with meter.paused():
@@ -213,43 +234,25 @@ def train(run: Run) -> int:
 def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning_rate: float, meter: "Meter") -> float:
     """One update of the weights from all micro-batches; returns the norm of the gradients before clipping.
 
-    Raises FloatingPointError before the update, on every rank, when the gradients are not finite.
+    Raises NotFiniteError, a FloatingPointError, before the update, on every rank, when a loss or gradient of any is not
+    finite.
     """
-    config, accelerator, state = run.config, run.accelerator, run.state
-    scale = gradient_scale(accelerator.num_processes)
-    run.wrapped.train()
+    strategy, state = run.strategy, run.state
+    strategy.wrapped.train()
     for number, batch in enumerate(micro_batches):
-        # Dropout depends on where the run stands, not on a generator's past, so that a resumed run draws the same.
-        torch.manual_seed(dropout_seed(run, number))
-        last = number == len(micro_batches) - 1
-        with nullcontext() if last else accelerator.no_sync(run.wrapped):
+        with strategy.micro_batch(last=number == len(micro_batches) - 1):
             run.watchdog.phase("forward", state.step + 1, batch.ids)
-            moved = batch.to(accelerator.device)
-            losses = all_losses(config.losses, run.wrapped(moved), moved, run.model.facts.score_std)
+            losses, loss = losses_of(run, strategy.wrapped, batch, number, global_counts)
             run.watchdog.phase("backward", state.step + 1, batch.ids)
-            accelerator.backward(total(config.losses, losses, global_counts, scale))
+            strategy.backward(telling(loss))
         meter.add(losses)
     run.watchdog.phase("update", state.step + 1)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate
-    norm = float(accelerator.clip_grad_norm_(run.wrapped.parameters(), config.optim.clip_norm))
-    if norm != norm or norm == float("inf"):
-        if accelerator.scaler is None:
-            ids = [story for batch in micro_batches for story in batch.ids]
-            raise FloatingPointError(
-                f"gradients are not finite at step {state.step + 1}; stories of this rank: {', '.join(ids)}"
-            )
-        state.skipped_steps += 1  # the loss scale was too large; the scaler leaves this update out and lowers it
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    if run.ema is not None:
-        run.ema.update_parameters(run.model)
+    norm, updated = strategy.step(learning_rate)
+    if updated:
+        state.skipped_in_a_row = 0
+    else:
+        left_out(run, micro_batches, global_counts)
     return norm
-
-
-def dropout_seed(run: Run, number: int) -> int:
-    """Seeds this rank's micro-batch `number` of the coming step."""
-    return int(mix64(run.config.train.seed, run.state.step, run.accelerator.process_index, items=number) >> 1)
 
 
 def _agree(run: Run, micro_batches: list[Batch]) -> tuple[Tensor, bool, bool]:
@@ -276,13 +279,6 @@ def _quarantine(run: Run, micro_batches: list[Batch], log: RunLog | None) -> Non
     quarantine.require_few(run.state, run.stream.num_samples, run.config.data.max_skipped)
 
 
-def judged_model(run: Run) -> StoryModel:
-    """The weights that are judged: the moving average where there is one."""
-    model = run.ema.module if run.ema is not None else run.model
-    assert isinstance(model, StoryModel)
-    return model.eval()
-
-
 def _evaluate(run: Run, meter: Meter, log: RunLog | None, writer: CheckpointWriter | None) -> bool:
     """Judges the weights as they are, tells it, and saves what became of it: the best step so far. False when a signal
     came before it was done: it stays owed then.
@@ -299,7 +295,7 @@ def _evaluate(run: Run, meter: Meter, log: RunLog | None, writer: CheckpointWrit
     try:
         between()
         evaluation = evaluate(
-            judged_model(run),
+            run.strategy.judged_model().eval(),
             run.index,
             split,
             data=config.data,
@@ -339,9 +335,10 @@ def _save(run: Run, meter: Meter, writer: CheckpointWriter | None) -> None:
     run.state.interval = meter.total().tolist()
     if run.accelerator.scaler is not None:
         run.state.scaler = run.accelerator.scaler.state_dict()
+    full = run.strategy.full_state()
     with failing_together():
         if writer:
-            writer.save(run.state, run.identity, run.model, run.optimizer.optimizer, run.ema)
+            writer.save(run.state, run.identity, full.model, full.optimizer, full.ema)
 
 
 def _finish_saving(run: Run, writer: CheckpointWriter | None) -> None:

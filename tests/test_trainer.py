@@ -107,8 +107,8 @@ def test_resuming_that_is_not_exact_is_found(tiny_index, tmp_path, monkeypatch):
 
 def test_accumulation_changes_no_loss(tiny_index, tmp_path):
     off: dict[str, Any] = {"model": SMALL | {"dropout": 0.0, "score_dropout": 0.0, "word_dropout": 0.0}}
-    for micro_batch in (4, 1):
-        run_to_end(tiny_index, tmp_path / str(micro_batch), train={"micro_batch": micro_batch}, **off)
+    for size in (4, 1):
+        run_to_end(tiny_index, tmp_path / str(size), train={"micro_batch": size}, **off)
     for one, other in zip(metrics(tmp_path / "4"), metrics(tmp_path / "1"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
 

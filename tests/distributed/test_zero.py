@@ -3,10 +3,13 @@
 All runs happen in one launch, because starting ranks and importing DeepSpeed takes longer than training.
 """
 
+import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from torch import Tensor, nn
 
 from storydist.data.index import ShardIndex
 from storydist.training import zero
@@ -22,9 +26,10 @@ from storydist.training.keep import checkpoint_path
 from storydist.training.micro_batch import NotFiniteError
 from storydist.training.trainer import Run, build_run, restore_newest, train
 from storydist.training.zero import Zero
-from tests.distributed.forked import fork_ranks, fresh_accelerate, run_module
+from tests.distributed.forked import ROOT, fork_ranks, free_port, fresh_accelerate, run_module
 from tests.distributed.test_ranks import launch
 from tests.small_runs import SMALL, STILL, small_config
+from tests.test_numerics import nan_backwards
 from tests.test_trainer import metrics, timeless, weights
 
 pytest.importorskip("deepspeed")
@@ -56,7 +61,7 @@ def at_half(former: Path, folder: Path) -> Path:
     return folder
 
 
-def spoil(run: Run, step: int) -> None:
+def spoil_score(run: Run, step: int) -> None:
     """Makes a score of rank 1's second micro-batch unusable at `step`."""
     load = run.stream.load_step
 
@@ -70,7 +75,21 @@ def spoil(run: Run, step: int) -> None:
     run.stream.load_step = load_spoilt  # type: ignore[method-assign]
 
 
-def stop_at_a_spoilt_step(index: ShardIndex, folder: Path, strategy: str) -> None:
+def spoil_gradient(run: Run, step: int) -> None:
+    """Makes the gradients of rank 1's second micro-batch NaN at `step`; its losses stay as they are."""
+    passes = itertools.count(1)
+
+    def spoil(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        number = next(passes)
+        spoilt = run.accelerator.process_index == 1 and run.state.step == step - 1 and number % 2 == 0
+        return nan_backwards(module, inputs, output) if spoilt else output
+
+    run.model.character_out.register_forward_hook(spoil)
+
+
+def stop_at_a_spoilt_step(
+    index: ShardIndex, folder: Path, strategy: str, spoil: Callable[[Run, int], None] = spoil_score
+) -> None:
     """Writes, for each rank, what stopped it at step 2 and whether its weights are those of step 1."""
     run = build(index, folder, strategy, steps=2, save_every=1)
     spoil(run, 2)
@@ -96,6 +115,7 @@ def all_runs(shards: Path, out: Path) -> None:
             assert run.num_weights / 2 <= held < 0.6 * run.num_weights
             assert (sum(p.numel() for p in run.model.parameters()) < 0.3 * run.num_weights) == (strategy == "zero3")
         stop_at_a_spoilt_step(index, out / f"spoilt-{strategy}", strategy)
+    stop_at_a_spoilt_step(index, out / "spoilt-gradient", "ddp", spoil_gradient)
     for strategy in STAGES:
         go_on(index, at_half_by_main(out / strategy, out / f"resumed-{strategy}"), strategy)
     go_on(index, at_half_by_main(out / "ddp", out / "zero3-after-ddp"), "zero3")
@@ -166,11 +186,12 @@ def test_another_world_size_goes_on_from_a_checkpoint(runs, tiny_index, tmp_path
     assert most_off(runs / "ddp", tmp_path) < 1e-6
 
 
-@pytest.mark.parametrize("strategy", ["ddp", *STAGES])
-def test_a_loss_that_one_rank_sees_stops_all_before_the_update(runs, strategy):
-    told = [json.loads((runs / f"spoilt-{strategy}" / f"stopped-{rank}.json").read_text()) for rank in (0, 1)]
+@pytest.mark.parametrize("run", ["ddp", *STAGES, "gradient"])
+def test_what_one_rank_sees_stops_all_before_the_update(runs, run):
+    told = [json.loads((runs / f"spoilt-{run}" / f"stopped-{rank}.json").read_text()) for rank in (0, 1)]
     assert told[0] == told[1] and told[0]["kept"]
-    assert "finite at step 2, which was left out: loss score of rank 1, stories train/" in told[0]["message"]
+    what = "a gradient" if run == "gradient" else "loss score"
+    assert f"finite at step 2, which was left out: {what} of rank 1, stories train/" in told[0]["message"]
     assert len(told[0]["ids"]) == 1 and len(told[0]["ids"][0]) == 1  # the one story of the micro-batch
 
 
@@ -183,6 +204,22 @@ def test_it_is_launched_as_ddp_is_and_says_no_more(tiny_index, tmp_path):
     assert "2 rank(s) on cpu" in start and mixed.startswith("of 12 neighbours")
     assert [line.split()[1] for line in steps] == ["1/2", "2/2"]
     assert "deepspeed" not in done.stderr.lower() and "FutureWarning" not in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gpus_lose_alike_under_every_strategy(tiny_index, tmp_path, precision):
+    """On all GPUs there are, with recurrent networks large enough for stage 3 to cut up."""
+    model = STILL | {"width": 256, "text_hidden": 256}
+    train = {"precision": precision, "steps": 3, "global_batch": 4 * torch.cuda.device_count()}
+    config = small_config(tiny_index, tmp_path, model=model, train=train)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "gpu", "--master_port", str(free_port())]
+    for strategy in ("ddp", *STAGES):
+        program = ["launch/train.py", "--config", str(tmp_path / "config.yaml")]
+        settings = [f"train.strategy={strategy}", f"run.dir={tmp_path / strategy}"]
+        subprocess.run([sys.executable, *words, *program, *settings], check=True, cwd=ROOT)
+        assert most_off(tmp_path / "ddp", tmp_path / strategy) < (1e-2 if precision == "bf16" else 1e-4), strategy
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,34 @@ def test_a_rank_that_is_stopped_is_named_and_ended(tiny_index, tmp_path):
 def test_a_rank_that_gets_on_is_waited_for(tiny_index, tmp_path):
     codes, told = ended(start(tiny_index, tmp_path, "waits", "reads slowly"))
     assert codes == [0, 0] and "no progress" not in told
+
+
+def test_ranks_that_were_all_stopped_go_on_together(tiny_index, tmp_path):
+    processes = start(tiny_index, tmp_path, "reads slowly", "reads slowly")
+    while not all(read_heartbeat(heartbeat_path(tmp_path, rank), "this one") for rank in (0, 1)):
+        time.sleep(0.01)
+    for number, pause_s in ((signal.SIGSTOP, 2 * HANG_S), (signal.SIGCONT, 0)):
+        for process in processes:
+            process.send_signal(number)
+        time.sleep(pause_s)
+    codes, told = ended(processes)
+    assert codes == [0, 0] and "no progress" not in told
+
+
+def test_a_rank_that_goes_on_after_the_others_left_leaves_too(tiny_index, tmp_path):
+    processes = start(tiny_index, tmp_path, "reads slowly", "reads slowly")
+    while (record := read_heartbeat(heartbeat_path(tmp_path, 1), "this one")) is None:
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGSTOP)
+    processes[0].kill()
+    processes[0].wait()
+    left = Heartbeat(heartbeat_path(tmp_path, 0), "this one")  # from another node, where nobody can end it
+    left.where(record.passed + 1, "agree", 7, 0, "")
+    left.sign(ticks=9, num_reads=0, reading="", left="", verdict="rank 1 was silent", code=REQUEUE, teller=0)
+    left.close()
+    time.sleep(2 * HANG_S)
+    processes[1].send_signal(signal.SIGCONT)
+    assert ended(processes)[0][1] == REQUEUE
 
 
 def test_a_rank_that_failed_is_not_waited_for_and_not_run_again(tiny_index, tmp_path):

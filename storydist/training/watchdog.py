@@ -146,14 +146,13 @@ class Watchdog:
         self._sign()
         self._follow_launcher(now)
         progress = (self._passed, self._index.reading.num_done)
-        if progress != self._seen:
+        # While this process was stopped the others may have been too (Slurm suspends whole jobs): that proves nothing.
+        # If they went on and left, they have said so.
+        was_stopped = slept_s > max(self.hang_s / 2, 2 * self._tick_s)
+        if progress != self._seen or was_stopped:
             self._seen, self._moved = progress, now
             self._known.clear()
-        if not self.hang_s:
-            return
-        if slept_s > self.hang_s:
-            self._leave(f"rank {self.rank} was stopped for {slept_s:.0f} s", REQUEUE)
-        if now - self._moved > self._tick_s:
+        if self.hang_s and (now - self._moved > self._tick_s or was_stopped):
             self._look_around(now)
 
     def _sign(self, verdict: str = "", code: int = 0, teller: int = 0) -> None:

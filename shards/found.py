@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shards.plan import SPLIT_NAME, TRAIN
 from shards.splits import split_name
+from storydist.data.location import is_plain
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _ADVICE = "say which tars are of which split, such as --split train='a*.tar' --split val='b*.tar'"
@@ -16,7 +17,7 @@ _ADVICE = "say which tars are of which split, such as --split train='a*.tar' --s
 def find_tars(root: Path) -> list[str]:
     """Names of the tars in a folder and its subfolders, relative to it, sorted; hidden ones are passed over.
 
-    Raises ValueError when there is none, or one is compressed, no plain file, or has a name that cannot be printed;
+    Raises ValueError when there is none, or one is compressed, no plain file, or has a name that no shard may have;
     OSError when a folder cannot be read.
     """
     names = tar_names(root)
@@ -26,6 +27,10 @@ def find_tars(root: Path) -> list[str]:
     for name in names:
         if not name.isprintable():
             raise ValueError(f"{root}: the file name {name!r} has characters that cannot be printed; rename it")
+        if not is_plain(name):
+            raise ValueError(
+                f"{root}: the file name {name!r} has a colon or a backslash, which no shard may; rename it"
+            )
         if not (root / name).is_file():
             raise ValueError(f"{root / name} is neither a plain file nor a link to one")
     if not names:

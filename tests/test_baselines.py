@@ -49,7 +49,8 @@ def truths(shards):
 
 def training_targets(index, data):
     runs = [SampleReader(index, data).read(story) for story in index.split("train")]
-    return [(run.frames[s], run.wordpieces[s]) for run in runs for s in range(4, len(run.frames))]
+    texts = [np.split(run.wordpieces, np.cumsum(run.lengths)[:-1]) for run in runs]
+    return [(run.frames[s], text[s]) for run, text in zip(runs, texts, strict=True) for s in range(4, len(run.frames))]
 
 
 def test_images_are_those_of_the_training_targets(shards):

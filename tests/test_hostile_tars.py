@@ -203,13 +203,16 @@ def test_nothing_in_a_tar_is_run_or_unpickled(tmp_path):
     np.save(objects, np.array([Harm(marker)]), allow_pickle=True)
     names = ("pyd", "pickle", "pkl", "pth", "pt", "jpg", "json", "cls")
     members = [*((f"a.{name}", harm) for name in names), ("a.npy", objects.getvalue()), ("a.$(touch marker)", b"")]
-    write_tar(tmp_path / "set" / "pipe:touch marker" / "x.tar", members)
-    write_tar(tmp_path / "set" / "pipe:touch marker;.tar", members)
+    write_tar(tmp_path / "set" / "touch marker" / "x.tar", members)
+    write_tar(tmp_path / "set" / "touch marker;.tar", members)
     write_tar(tmp_path / "set" / "$(touch marker).tar", members)
+    write_tar(tmp_path / "piped" / "pipe:touch marker" / "x.tar", members)
     command = [sys.executable, "-m", "shards.index", str(tmp_path / "set")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0, done.stderr
     assert verify_set(tmp_path / "set").returncode == 0
+    refused = call(index.main, [str(tmp_path / "piped")])
+    assert refused.returncode == 2 and "has a colon or a backslash, which no shard may" in refused.stderr
     assert call(index.main, [f"pipe:touch {marker}"]).returncode == 2
     assert not marker.exists() and not list(tmp_path.rglob("marker")) and not Path("marker").exists()
     pickle.loads(harm)

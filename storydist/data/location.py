@@ -70,10 +70,15 @@ def shown(address: str) -> str:
     return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
 
 
+def is_plain(name: str) -> bool:
+    """Whether a file of a set may have this name: below its folder, and nothing that a shell or a driver could act on."""
+    parts = name.split("/")
+    return not _NOT_PLAIN.search(name) and all(part and not part.startswith(".") for part in parts)
+
+
 def check_file(index: str | Path, name: str, sha256: str, size_bytes: int = 0) -> None:
     """Raises ValueError unless an index names this file by a plain path below its folder and by a SHA-256."""
-    parts = name.split("/")
-    if _NOT_PLAIN.search(name) or any(not part or part.startswith(".") for part in parts):
+    if not is_plain(name):
         raise ValueError(
             f"{index}: names a file {name!r}; needed are names below the set's own folder, without '..', a leading "
             "dot, colon or backslash. No set of this program has others: do not trust this one"

@@ -28,9 +28,7 @@ def find_tars(root: Path) -> list[str]:
         if not name.isprintable():
             raise ValueError(f"{root}: the file name {name!r} has characters that cannot be printed; rename it")
         if not is_plain(name):
-            raise ValueError(
-                f"{root}: the file name {name!r} has a colon or a backslash, which no shard may; rename it"
-            )
+            raise ValueError(f"{root}: the file name {name!r} has a colon or backslash, which no shard may; rename it")
         if not (root / name).is_file():
             raise ValueError(f"{root / name} is neither a plain file nor a link to one")
     if not names:

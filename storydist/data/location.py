@@ -71,7 +71,7 @@ def shown(address: str) -> str:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a file of a set may have this name: below its folder, and nothing that a shell or a driver could act on."""
+    """Whether a file of a set may have this name: below its folder, and nothing that a shell or driver acts on."""
     parts = name.split("/")
     return not _NOT_PLAIN.search(name) and all(part and not part.startswith(".") for part in parts)
 

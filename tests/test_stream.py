@@ -6,6 +6,7 @@ import pytest
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from storydist.data.batch import Batch
 from storydist.data.index import ShardIndex
 from storydist.data.settings import DataConfig
 from storydist.data.stream import Stream, evaluation_batches
@@ -101,6 +102,20 @@ def test_threads_and_prefetch_change_nothing(tiny_index, threads, prefetch):
     found = [[batch.story_B.tolist() for batch in next(steps)] for _ in range(9)]
     steps.close()
     assert found == [[[s for s, _, _ in part] for part in made.places.of_step(6 * i)] for i in range(9)]
+
+
+def test_a_stream_ends_where_it_is_told_and_reads_no_further(tiny_index):
+    made = stream(tiny_index, prefetch=4)
+    read: list[int] = []
+    load = made.load_step
+
+    def noted(samples_seen: int) -> list[Batch]:
+        read.append(samples_seen)
+        return load(samples_seen)
+
+    made.load_step = noted  # type: ignore[method-assign]
+    assert len(list(made.steps(6, stop=25))) == 4
+    assert sorted(read) == [6, 12, 18, 24]
 
 
 def test_a_stream_starts_anywhere(tiny_index):

@@ -34,8 +34,8 @@ def batches(reading: Reading) -> Iterator[Batch]:
         rank=reading.rank,
         world_size=reading.world_size,
     )
-    steps = stream.steps()
     total = reading.epochs * stream.num_samples
+    steps = stream.steps(stop=total)
     try:
         for seen in range(0, total, global_batch):
             # Epochs follow each other without a seam: what the last batch holds of the next one is not counted.

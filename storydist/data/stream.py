@@ -79,11 +79,11 @@ class Stream:
         batch = read_batch(self.reader, spans, self.special, pin=self.pin)
         return batch.pin_memory() if self.pin else batch
 
-    def steps(self, samples_seen: int = 0) -> Generator[list[Batch], None, None]:
-        """Micro-batches of every step from `samples_seen` on, without end. Steps are read ahead; closing the iterator
-        stops that.
+    def steps(self, samples_seen: int = 0, stop: int | None = None) -> Generator[list[Batch], None, None]:
+        """Micro-batches of every step from `samples_seen` on, without end, or while fewer than `stop` samples were seen
+        before it. Steps are read ahead; closing the iterator stops that.
         """
-        return ahead(self.load_step, samples_seen, self.global_batch, self.config)
+        return ahead(self.load_step, samples_seen, self.global_batch, self.config, stop)
 
     def __len__(self) -> NoReturn:
         raise TypeError(
@@ -133,16 +133,18 @@ class MemberStream:
 
 
 def ahead(
-    load: Callable[[int], T], samples_seen: int, global_batch: int, config: DataConfig
+    load: Callable[[int], T], samples_seen: int, global_batch: int, config: DataConfig, stop: int | None = None
 ) -> Generator[T, None, None]:
-    """load(samples_seen), load(samples_seen + global_batch), ..: in order, `data.prefetch` steps ahead."""
+    """load(samples_seen), load(samples_seen + global_batch), .. below `stop`: in order, `data.prefetch` steps ahead."""
     executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stream")
     pending: deque[Future[T]] = deque()
     try:
         while True:
-            while len(pending) < config.prefetch + 1:
+            while len(pending) < config.prefetch + 1 and (stop is None or samples_seen < stop):
                 pending.append(executor.submit(load, samples_seen))
                 samples_seen += global_batch
+            if not pending:
+                return
             yield pending.popleft().result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

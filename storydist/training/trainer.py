@@ -187,7 +187,9 @@ def train(run: Run) -> int:
         writer = stack.enter_context(_writer(run, log)) if log else None
         if log:
             quarantine.write(run.path, state)  # a resumed run drops what was found after its checkpoint
-        steps = stack.enter_context(closing(run.stream.steps(state.samples_seen)))
+        steps = stack.enter_context(
+            closing(run.stream.steps(state.samples_seen, num_steps * config.train.global_batch))
+        )
         stop = False
         if state.owes_evaluation:  # a signal came before it
             with meter.paused():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from storydist.data.index import ShardIndex
 from storydist.training.heartbeat import Heartbeat, heartbeat_path, read_heartbeat, started
 from storydist.training.preemption import REQUEUE
-from storydist.training.watchdog import FAILED
+from storydist.training.watchdog import FAILED, Watchdog
 
 ROOT = Path(__file__).resolve().parents[1]
 HANG_S = 1.5
@@ -160,3 +161,38 @@ def test_a_damaged_record_counts_as_none(tmp_path, content):
     path.parent.mkdir()
     path.write_bytes(content)
     assert read_heartbeat(path, "now") is None
+
+
+def alone(index: ShardIndex, run: Path, hang_s: float) -> Watchdog:
+    log = run / "train.log"
+    return Watchdog(run, index, rank=0, world_size=1, hang_s=hang_s, life="this one", ask=print, log=log)
+
+
+def test_a_single_process_that_failed_and_goes_on_is_left_alone(tiny_index, tmp_path):
+    with pytest.raises(KeyError), alone(tiny_index, tmp_path, hang_s=0.2):
+        raise KeyError
+    assert "watchdog" not in {thread.name for thread in threading.enumerate()}
+    record = read_heartbeat(heartbeat_path(tmp_path, 0), "this one")
+    assert record is not None and record.left.startswith("failed with KeyError")
+
+
+DEBUGGED = """
+import sys
+from pathlib import Path
+from storydist.data.index import ShardIndex
+from storydist.training.watchdog import Watchdog
+index, run = ShardIndex.open(sys.argv[1]), Path(sys.argv[2])
+with Watchdog(run, index, rank=0, world_size=1, hang_s=0.5, life="", ask=print, log=run / "train.log"):
+    breakpoint()
+    print("goes on")
+"""
+
+
+def test_a_debugger_may_hold_the_main_thread(tiny_index, tmp_path):
+    command = [sys.executable, "-c", DEBUGGED, str(tiny_index.root), str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline().startswith("> <string>")  # where it holds, and then its prompt
+    time.sleep(2)
+    told, _ = process.communicate("continue\n", timeout=60)
+    assert process.returncode == 0 and "goes on" in told

@@ -30,6 +30,7 @@ FAILED = 1  # exit code where another rank failed: to run that again would end t
 TICK_S = 1.0  # most seconds between two looks
 FAILED_S = 30.0  # most seconds to wait for a rank that has failed: launchers and most collectives are quicker
 TELL_S = 10.0  # most seconds that telling takes
+DEBUGGERS = {"pdb", "bdb", "debugpy", "pydevd", "_pydevd_bundle"}
 GRACE_S = 60.0  # from the launcher's end until a rank that cannot stop in order leaves
 
 
@@ -112,9 +113,11 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Tells the others how this rank has left. After an error the thread goes on: to unwind may hang too."""
+        """Tells the others how this rank has left. After an error among several ranks the thread goes on: to unwind may
+        hang too. A single process owes nobody its end; it may belong to a debugger, a notebook or a test.
+        """
         self._left = FINISHED if kind is None else f"failed with {kind.__name__}: {error}"
-        if kind is not None:
+        if kind is not None and self.world_size > 1:
             self._sign()
             return
         self._ended.set()
@@ -153,7 +156,10 @@ class Watchdog:
             self._seen, self._moved = progress, now
             self._known.clear()
         if self.hang_s and (now - self._moved > self._tick_s or was_stopped):
-            self._look_around(now)
+            if _in_debugger():
+                self._moved = now
+            else:
+                self._look_around(now)
 
     def _sign(self, verdict: str = "", code: int = 0, teller: int = 0) -> None:
         assert self._heartbeat is not None
@@ -242,6 +248,16 @@ class Watchdog:
             file.write("\n")
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _in_debugger() -> bool:
+    """Whether a debugger is on the main thread's stack: who waits there is a person, and may take their time."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in DEBUGGERS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _end(record: Record | None) -> None:

@@ -2,7 +2,7 @@
 
     python launch/goodput.py RUN
 
-A row for each start of the run, and one for all. What each column means: docs/plan.md.
+A row for each life of the run (a start of its processes), and one for all. What each column means: docs/plan.md.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def table(lives: "list[Life]", parts: "list[Spent]", whole: "Spent") -> "Table":
     from storydist.cluster.goodput import KINDS
 
     shown = Table(title="seconds of wall time, from the first submission or start to the last end")
-    for head in ("start", "steps", "ended", *KINDS, "wall", "goodput"):
+    for head in ("life", "steps", "ended", *KINDS, "wall", "goodput"):
         shown.add_column(head, justify="left" if head == "ended" else "right")
     for number, (life, part) in enumerate(zip(lives, parts, strict=True), start=1):
         steps = f"{life.begin['step']}-{life.last_step}"

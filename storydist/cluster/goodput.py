@@ -51,7 +51,7 @@ class Life:
 
 @dataclass(frozen=True)
 class Spent:
-    """One life's wall time, or a run's: seconds by kind of KINDS, and seconds by the wall clock, which they add up to."""
+    """One life's wall time, or a run's: seconds by kind of KINDS, and by the wall clock, to which they add up."""
 
     seconds: dict[str, float]
     wall_s: float
@@ -130,7 +130,8 @@ def _inside(life: Life, goes_on: Place | None) -> dict[str, float]:
     untold_s = life.until - (life.lines[-1] if life.lines else life.begin)["at"]
     if goes_on is None:
         return {**last, TRAINING: last[TRAINING] + untold_s, LOST: 0.0}
-    kept = next((line["seconds"] for line in reversed(life.lines) if place(line) <= goes_on), none)
+    saved = [line for line in life.lines if line["kind"] == "saved" and place(line) <= goes_on]
+    kept = saved[-1]["seconds"] if saved else none
     lost = sum(last[kind] - kept[kind] for kind in REDONE)
     return {**{kind: kept[kind] for kind in REDONE}, SAVING: last[SAVING], LOST: lost + untold_s}
 

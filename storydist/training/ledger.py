@@ -39,10 +39,9 @@ class Ledger:
         """The loop runs inside. `state` is the one it changes: each line tells its step."""
         self._state = state
         self._descriptor = os.open(os.devnull, os.O_WRONLY)
-        error = "killed"
+        error = ""
         try:
             yield
-            error = ""
         except BaseException as raised:
             error = type(raised).__name__
             raise
@@ -78,8 +77,9 @@ class Ledger:
 
     def _begin(self) -> None:
         with suppress(OSError):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             os.close(self._descriptor)
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = descriptor
             size = os.fstat(self._descriptor).st_size
             if size and os.pread(self._descriptor, 1, size - 1) != b"\n":  # a full disk cut the last line
                 os.write(self._descriptor, b"\n")

@@ -18,14 +18,14 @@ from tests.story_tables import ROOT, run_file
 
 
 def begin(at: float, started: float, step: int = 0, owes: bool = False, **facts: object) -> dict:
-    return {"kind": "begin", "at": at, "started": started, "step": step, "owes_evaluation": owes, "steps": 20, "job": {},
-            "former_sign": None, **facts}  # fmt: skip
+    place = {"at": at, "step": step, "owes_evaluation": owes}
+    return {"kind": "begin", **place, "started": started, "steps": 20, "job": {}, "former_sign": None, **facts}
 
 
 def line(kind: str, at: float, step: int, training: float, *, owes: bool = False, **seconds: float) -> dict:
-    none = {"waiting": 0.0, "saving": 0.0, "evaluation": 0.0}
-    return {"kind": kind, "at": at, "step": step, "owes_evaluation": owes, "seconds": {"training": training, **none,
-            **seconds}, **({"error": ""} if kind == "end" else {})}  # fmt: skip
+    spent = {"training": training, "waiting": 0.0, "saving": 0.0, "evaluation": 0.0, **seconds}
+    place = {"at": at, "step": step, "owes_evaluation": owes}
+    return {"kind": kind, **place, "seconds": spent, "error": ""}
 
 
 def of(run: Path, *lines: dict) -> list[Spent]:

@@ -74,7 +74,9 @@ def make_plan(
     wait_s: float | None = None,
     lead: float | None = None,
 ) -> Plan:
-    """`limits`: seconds a job may last, by partition; none given: without a limit. What is None is assumed, and said."""
+    """`limits`: seconds a job may last, by partition; none given: without a limit. What else is None is assumed, and
+    said.
+    """
     priced = priced.on(nodes * gpus_per_node)
     assumed = []
     if mtbf_s is None:
@@ -155,11 +157,7 @@ def tables(plan: Plan) -> Group:
 
 def _cells(row: Row, num_gpus: int) -> list[str]:
     unlimited = row.terms.limit_s == NO_LIMIT
-    head = [
-        row.partition,
-        "none" if unlimited else told(row.terms.limit_s),
-        "" if unlimited else told(row.terms.lead_s),
-    ]
+    head = [row.partition, *(["none", ""] if unlimited else [told(row.terms.limit_s), told(row.terms.lead_s)])]
     if row.expected is None or row.low is None or row.high is None:
         return [*head, "refused", "", "", "", ""]
     return [

@@ -45,8 +45,9 @@ class CheckpointWriter:
 
     `first_step`: where the run begins or goes on, from the checkpoint of that step. `flush`: called ahead of each
     write, for what has to be on the disk before the checkpoint is. `say(text, shown=)`: told each checkpoint once it
-    exists; `wrote(step, write_s=, stall_s=, waited_s=)`: the seconds that it took, those that the loop stood still for it,
-    and how many of these for the one before. What goes wrong on the thread is raised by the next `save` or `finish`. Leaving waits for the thread.
+    exists. `wrote(step, write_s=, stall_s=, waited_s=)`: the seconds its writing took, those that the loop stood still
+    for it, and how many of these for the one before. What goes wrong on the thread is raised by the next `save` or
+    `finish`. Leaving waits for the thread.
     """
 
     def __init__(

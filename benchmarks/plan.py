@@ -27,6 +27,7 @@ from storydist.cluster.costs import Priced
 from storydist.cluster.goodput import read_lives, spent, total
 from storydist.cluster.planner import Terms, Work, interval, predict
 from storydist.command import ArgumentParser, positive_int, run_command
+from storydist.training.ledger import LEDGER
 from storydist.training.preemption import REQUEUE
 
 WAIT_S, LEAD_S, JOBS = 3.0, 6.0, 3
@@ -77,12 +78,14 @@ def made(program: list[str], run: Path, work: Work, terms: Terms) -> dict[str, A
     settings = [f"train.steps={work.steps}", f"train.save_every={work.save_every}"]
     command = [*program, *settings, f"train.evaluate_every={work.evaluate_every}", f"run.dir={run}", "--resume"]
     began, jobs = time.time(), []
-    while not jobs or jobs[-1] == REQUEUE:
+    finished = False
+    while not finished and (not jobs or jobs[-1] == REQUEUE):
         if jobs:
             time.sleep(terms.wait_s)
         jobs.append(job(command, terms, run.with_suffix(".log")))
+        finished = (run / LEDGER).is_file() and read_lives(run)[-1].ended == "finished"
     took_s = time.time() - began
-    if jobs[-1]:
+    if not finished:
         raise ValueError(f"the run ended with {jobs}: {run.with_suffix('.log').read_text()[-500:]}")
     whole = total(spent(read_lives(run)))
     own_s = sum(os.times()[2:4])

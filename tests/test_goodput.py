@@ -115,6 +115,7 @@ def test_a_life_that_still_runs_counts_until_its_last_sign(tmp_path):
     os.utime(path, (130, 130))
     (part,) = of(tmp_path, begin(105, started=100), line("steps", 120, 10, 15))
     assert (part.wall_s, part.seconds["training"], part.seconds["lost"]) == (30, 25, 0)
+    assert read_lives(tmp_path)[0].ended == "killed or running"
 
 
 def test_lives_of_one_process_do_not_overlap(tmp_path):

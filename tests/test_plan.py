@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,20 @@ def test_a_plan_of_some_partitions(tmp_path):
     assert endless["limit_s"] is None and len(endless["jobs"]) == 1
     assert [one.partition(" (")[0] for one in found["assumed"]] == ["a failure in 154 node-days"]
     json.dumps(found, allow_nan=False)
+
+
+def test_a_run_that_made_no_evaluation_cannot_tell_what_one_costs(tmp_path):
+    costs = priced(tmp_path)
+    without = Priced(replace(costs.costs, evaluation_s=0.0, floors_s=0.0), costs.sources, costs.world_size)
+    assumed = make_plan(without, Work(300, 100, 100), {}, nodes=1, gpus_per_node=2, mtbf_s=1e6, wait_s=0.0).assumed
+    assert assumed == (
+        "that evaluations cost nothing: the measured run made none",
+        "no time limit (--partition NAME=LIMIT)",
+    )
+
+
+def test_no_more_steps_from_save_to_save_than_there_are(tmp_path):
+    assert make_plan(priced(tmp_path), Work(20, 10, 0), {}, nodes=1, gpus_per_node=2).save_every == 20
 
 
 def test_the_table_says_what_was_assumed_and_what_is_refused(tmp_path):

@@ -34,13 +34,14 @@ class Life:
     lines: tuple[Line, ...]  # those with seconds
     written: tuple[Line, ...]
     until: float  # its end, or its last sign when it was killed
+    followed: bool  # by another life
 
     @property
     def ended(self) -> str:
-        """How: "finished", "stopped" (to go on), "killed" (or still running), or an error's name."""
+        """How: "finished", "stopped" (to go on), "killed", "killed or running", or an error's name."""
         last = self.lines[-1] if self.lines else self.begin
         if last["kind"] != "end":
-            return "killed"
+            return "killed" if self.followed else "killed or running"
         whole = last["step"] >= self.begin["steps"] and not last["owes_evaluation"]
         return str(last["error"]) or ("finished" if whole else "stopped")
 
@@ -99,11 +100,11 @@ def _lines(path: Path) -> Iterator[Line]:
 
 def _life(group: Sequence[Line], sign: float | None, next_start: float) -> Life:
     """`sign`: when anything was heard of it last, told by the next life; which began at `next_start`."""
-    until = float(group[-1]["at"])
+    until, followed = float(group[-1]["at"]), next_start < float("inf")
     if group[-1]["kind"] != "end" and sign is not None:
         until = max(until, min(sign, next_start))
     lines = tuple(line for line in group if "seconds" in line)
-    return Life(group[0], lines, tuple(line for line in group if line["kind"] == "written"), until)
+    return Life(group[0], lines, tuple(line for line in group if line["kind"] == "written"), until, followed)
 
 
 def spent(lives: Sequence[Life]) -> list[Spent]:

@@ -1,5 +1,6 @@
 """A plan: a run's prediction for each partition it may be sent to, and what to set for it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -85,6 +86,8 @@ def make_plan(
     if wait_s is None:
         wait_s = WAIT_S
         assumed.append(f"{WAIT_S / 60:.0f} minutes from a job's end to the next one's start (--wait-minutes)")
+    if work.evaluate_every and not priced.costs.evaluation_s:
+        assumed.append("that evaluations cost nothing: the measured run made none")
     if not limits:
         limits = {"any": None}
         assumed.append("no time limit (--partition NAME=LIMIT)")
@@ -93,7 +96,7 @@ def make_plan(
     for name, limit_s in limits.items():
         terms = Terms(NO_LIMIT if limit_s is None else limit_s, suggested if lead is None else lead, wait_s, mtbf_s)
         rows.append(_row(name, priced, work, terms))
-    save_every = best_save_every(priced.costs, mtbf_s)
+    save_every = min(work.steps, best_save_every(priced.costs, mtbf_s))
     return Plan(priced, work, nodes * gpus_per_node, tuple(rows), mtbf_s, tuple(assumed), save_every, suggested)
 
 
@@ -176,8 +179,8 @@ def _words(plan: Plan) -> Sequence[str]:
     lines += [f"assumed: {one}" for one in plan.assumed]
     lines.append(
         f"suggested: train.save_every={plan.save_every} ({told(plan.save_every * per_step)}; Young's optimum "
-        f"{told(young_s(costs.stall_s, plan.mtbf_s))}; it is {plan.work.save_every} now), --signal={plan.lead_s:.0f} "
-        "seconds ahead of the limit"
+        f"{told(young_s(costs.stall_s, plan.mtbf_s))}; it is {plan.work.save_every} now), "
+        f"--signal={math.ceil(plan.lead_s)} seconds ahead of the limit"
     )
     if plan.work.evaluate_every and costs.floors_s > plan.lead_s:
         lines.append(

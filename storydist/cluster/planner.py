@@ -113,7 +113,7 @@ def young_s(stall_s: float, mtbf_s: float) -> float:
 
 
 def daly_s(stall_s: float, mtbf_s: float) -> float:
-    """The same to higher order : M where a save takes twice that or more."""
+    """The same to higher order; M where a save takes twice that or more."""
     if stall_s >= 2 * mtbf_s:
         return mtbf_s
     if mtbf_s == math.inf:

@@ -49,7 +49,8 @@ def render_page(
     """The page as text. `evaluation` None: curves only; `entries`: lines of metrics.jsonl.
 
     `settings`: the resolved configuration as YAML; `versions`, `data`: what is listed under these heads; `goodput`:
-    where the time went, in a line. All of it is escaped. Raises ValueError if there is neither an evaluation nor a line of metrics.
+    where the time went, in a line. All of it is escaped. Raises ValueError if there is neither an evaluation nor a line
+    of metrics.
     """
     if evaluation is None and not entries:
         raise ValueError(

@@ -77,7 +77,7 @@ def made(program: list[str], run: Path, work: Work, terms: Terms) -> dict[str, A
     """The run, job after job; seconds from the first one's start to the last one's end."""
     settings = [f"train.steps={work.steps}", f"train.save_every={work.save_every}"]
     command = [*program, *settings, f"train.evaluate_every={work.evaluate_every}", f"run.dir={run}", "--resume"]
-    began, jobs = time.time(), []
+    began, jobs = time.time(), list[int]()
     finished = False
     while not finished and (not jobs or jobs[-1] == REQUEUE):
         if jobs:

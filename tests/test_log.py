@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from storydist.training.checkpoint import TrainState
 from storydist.training.log import METRICS, RunLog
@@ -60,7 +61,9 @@ def test_an_evaluation_that_is_made_again_is_told_once(tmp_path):
     assert lines(tmp_path, "evaluation") == drawn(tmp_path, "val/image L1") == [2]
 
 
-def test_a_run_that_starts_afresh_tells_nothing_of_the_former(tmp_path):
+def test_a_run_that_starts_afresh_tells_nothing_of_the_former(tmp_path, monkeypatch):
+    # Names of event files hold their second, and a number that grows within the process: 10 sorts before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     killed = RunLog(tmp_path, TrainState(), 9)
     train(killed, 1, 2)
     killed.to_disk()

@@ -45,6 +45,7 @@ class RunLog:
         self._log = (run / LOG).open("a", encoding="utf-8")
         of_this_step, num_damaged = _truncate(run / METRICS, state)
         self._metrics = (run / METRICS).open("a", encoding="utf-8")
+        _let_a_second_pass(run / BOARD)
         self.board = SummaryWriter(str(run / BOARD), purge_step=state.step if state.owes_evaluation else state.step + 1)
         if state.owes_evaluation:  # TensorBoard drops whole steps; what stays of this one is told again
             for record in of_this_step:
@@ -148,6 +149,16 @@ class RunLog:
     def _write(self, line: Mapping[str, Any]) -> None:
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
+
+
+def _let_a_second_pass(board: Path) -> None:
+    """TensorBoard reads its files in the order of their names, which begin with the second they were made in; of two in
+    one second the later might be read first.
+    """
+    newest = max((path.name for path in board.glob("events.out.tfevents.*")), default="")
+    now = time.time()
+    if newest.split(".")[3:4] == [str(int(now))]:
+        time.sleep(1 - now % 1)
 
 
 def _pixels(jpeg_base64: str) -> np.ndarray:

@@ -15,7 +15,7 @@ PartitionName=any AllowGroups=ALL Default=NO DefaultTime=NONE MaxTime=UNLIMITED 
 PartitionName=closed AllowGroups=ALL Default=NO MaxTime=01:00:00 MinNodes=0 Nodes=p1 State=DOWN
 """
 JOB = (
-    "JobId=1 JobName=wrap UserId=root(0) JobState=RUNNING Dependency=(null) Requeue=1 Restarts=2 TimeLimit=2-00:00:00 "
+    "JobId=1 JobName=wrap UserId=root(0) JobState=RUNNING Dependency=(null) Requeue=1 Restarts=2 BatchFlag=1 "
     "SubmitTime=2026-11-26T06:36:09 EligibleTime=2026-11-26T06:38:09 StartTime=2026-11-26T06:36:10 Power=\n"
 )
 
@@ -71,8 +71,13 @@ def test_a_job_s_times(answering):
 
 
 def test_times_that_slurm_does_not_know_are_left_out(answering):
-    answering("JobId=1 Restarts=0 SubmitTime=Unknown StartTime=Tomorrow\n")
+    answering("JobId=1 Restarts=0 BatchFlag=1 SubmitTime=Unknown StartTime=Tomorrow\n")
     assert job_of("1") == {"id": "1", "restarts": 0}
+
+
+def test_an_interactive_allocation_tells_nothing_of_a_run(answering):
+    answering(JOB.replace("BatchFlag=1", "BatchFlag=0"))
+    assert job_of("1") == {}
 
 
 def test_nobody_answers(answering, monkeypatch):

@@ -39,10 +39,11 @@ def partition_limits() -> dict[str, float | None]:
 
 def job_of(job_id: str | None) -> dict[str, Any]:
     """{"id", "restarts", "submitted", "eligible", "started"} of a job, times in seconds since 1970; what Slurm does not
-    say is left out. {} for no job, or when nobody answers.
+    say is left out. {} for no job, when nobody answers, and for one that is no batch job: what somebody did in an
+    allocation before is none of the run's business.
     """
     fields = _fields(_ask("show", "job", "--oneliner", job_id)) if job_id else {}
-    if not fields:
+    if fields.get("BatchFlag", "0") == "0":
         return {}
     times = {name: time for name, key in TIMES.items() if (time := _time(fields.get(key, ""))) is not None}
     return {"id": job_id, "restarts": int(fields.get("Restarts", 0)), **times}

@@ -85,6 +85,7 @@ def test_a_life_whose_checkpoints_were_passed_over_is_lost_afterwards(tmp_path):
         tmp_path,
         begin(100, started=100),
         line("saved", 105, 5, 5),
+        line("saved", 110, 10, 10),
         line("end", 110, 10, 10),
         begin(110, started=110, step=10),
         line("saved", 115, 15, 5),

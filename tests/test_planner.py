@@ -151,6 +151,7 @@ def test_the_interval_holds_the_expected_run():
     assert low.wall_s < expected.wall_s < high.wall_s
     assert low.failures < expected.failures < high.failures
     assert sum(job.steps_s for job in high.jobs) == pytest.approx(11_000)
+    assert high.jobs[0].start_s == pytest.approx(1.1 * 25)
 
 
 def test_what_is_suggested():

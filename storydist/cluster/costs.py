@@ -29,7 +29,7 @@ class Priced:
             return self
         told = f"assumed: {self.world_size} rank(s) measured, {world_size} share the work without loss"
         changed = dict.fromkeys(("step_s", "evaluation_s", "floors_s"), told)
-        return Priced(self.costs.at_speed(self.world_size / world_size), self.sources | changed, world_size)
+        return Priced(self.costs.shared(self.world_size / world_size), self.sources | changed, world_size)
 
 
 @dataclass(frozen=True)

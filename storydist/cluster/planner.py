@@ -33,10 +33,20 @@ class Costs:
     floors_s: float  # that the first evaluation takes longer
     exit_s: float  # from the run's last word to the process's end
 
-    def at_speed(self, factor: float) -> "Costs":
-        """Steps and evaluations take `factor` times as long."""
+    def shared(self, factor: float) -> "Costs":
+        """What the ranks share out between them takes `factor` times as long."""
         return replace(
             self, step_s=self.step_s * factor, evaluation_s=self.evaluation_s * factor, floors_s=self.floors_s * factor
+        )
+
+    def at_speed(self, factor: float) -> "Costs":
+        """The processor takes `factor` times as long for everything; the disk does not."""
+        return replace(
+            self.shared(factor),
+            start_s=self.start_s * factor,
+            restart_s=self.restart_s * factor,
+            warm_up_s=self.warm_up_s * factor,
+            exit_s=self.exit_s * factor,
         )
 
 

@@ -78,6 +78,15 @@ def test_a_run_leaves_everything_it_promises(tiny_index, tmp_path):
     assert loaded.step == 6 and not loaded.model.training
 
 
+def test_an_error_of_the_model_names_the_stories_it_was_made_of(tiny_index, tmp_path, monkeypatch):
+    run = build_run(small_config(tiny_index, tmp_path), tiny_index, "test")
+    (batch,) = run.stream.load_step(0)
+    monkeypatch.setattr(run.model, "forward", lambda batch: batch.no_such_tensor)
+    with pytest.raises(AttributeError) as raised:
+        train(run)
+    assert raised.value.__notes__ == [f"rank 0, step 1, micro-batch 0: stories {', '.join(batch.ids)}"]
+
+
 @pytest.mark.parametrize(
     "sections",
     [

@@ -32,10 +32,14 @@ LAST_WORDS = 15  # lines
 IMPORTS, WRITING = "imports", "write"  # besides the phases that a rank says: before the first; a checkpoint's thread
 PHASES = (IMPORTS, "start", "data", "agree", "forward", "backward", "update", "log", "evaluate", "save", WRITING)
 # What is done to whom. "then all": a moment later everything else is killed, while it saves, unwinds or waits.
-DEEDS = ("KILL rank", "KILL launcher", "KILL all", "TERM rank", "USR1 rank", "KILL launcher, then all", "TERM rank, then all")  # fmt: skip
+DEEDS = (
+    *("KILL rank", "KILL launcher", "KILL all", "TERM rank", "USR1 rank"),
+    *("KILL launcher, then all", "TERM rank, then all"),
+)
 DEED_WEIGHTS = (30, 22, 22, 5, 5, 8, 8)
 AIM_WEIGHTS = {IMPORTS: 6, "start": 8, "any": 14, "data": 8, "agree": 4, "forward": 8, "backward": 8, "update": 4}
 AIM_WEIGHTS |= {"log": 2, "evaluate": 14, "save": 8, WRITING: 16}
+KILL_ON_BAD_EXIT_S = 10.0  # ranks without a launcher that still wait for one that left while they met are ended then
 SLOW = {IMPORTS: 6.0, "any": 1.5, "start": 0.2, "evaluate": 0.4, WRITING: 0.06}  # seconds in which the kill may fall
 
 
@@ -67,6 +71,7 @@ class Life:
     newest: int = 0  # step of the newest there is
     gone_s: float = 0.0
     orphans: int = 0
+    never_met: bool = False  # a rank without a launcher was gone before the others had met it; these were ended then
     code: int | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -105,7 +110,7 @@ def live(run: Path, plan: Plan | None, train: list[str], world_size: int, enviro
         processes = _start(plan.launcher, [TRAIN, *train, "--resume"], world_size, environment, output)
     try:
         life.killed = bool(plan.deed) and _aim_and_strike(run, plan, life, processes, former_heartbeats)
-        _wait_until_gone(run, life)
+        _wait_until_gone(run, life, processes, former_heartbeats)
     finally:
         kill(living(run))
         life.code = max(abs(process.wait()) for process in processes)
@@ -174,7 +179,7 @@ def _aim_and_strike(run: Path, plan: Plan, life: Life, processes: list[subproces
     kill(targets, number)
     if number == signal.SIGKILL and who != "launcher":
         life.phase, life.step = _place(run, plan.rank, former)  # it says no more
-    if plan.rank == 0 and list((run / FOLDER).glob(".step-*.tmp-*")):
+    if plan.rank == 0 and _writing(run, [targets[0]] if who == "rank" else ranks):
         life.phase = WRITING
     if plan.deed.endswith("then all"):
         time.sleep(plan.then_s)
@@ -186,22 +191,28 @@ def _aimed(run: Path, plan: Plan, processes: list[subprocess.Popen], former: lis
     """Waits until a life is where the plan wants it; False when it ended before."""
     if plan.aim == IMPORTS:
         return True
-    deadline, first = time.monotonic() + AIM_S, None
+    deadline, first, living_ranks = time.monotonic() + AIM_S, None, list[int]()
     while time.monotonic() < deadline:
         phase, step = _place(run, plan.rank, former)
         if plan.aim == "start" == phase:
             return True
         if phase not in (IMPORTS, "start"):
-            first = step if first is None else first
+            if first is None:
+                first, living_ranks = step, living(run)
             near = step >= first + plan.steps or (plan.aim == "evaluate" and step > first)
             if near and plan.aim in ("any", phase):
                 return True
-            if near and plan.aim == WRITING and list((run / FOLDER).glob(".step-*.tmp-*")):
+            if near and plan.aim == WRITING and _writing(run, living_ranks):
                 return True
         if all(process.poll() is not None for process in processes):
             return False
         time.sleep(POLL_S)
     return True  # and strike where it is
+
+
+def _writing(run: Path, ranks: list[int]) -> bool:
+    """Whether one of these processes is, or was when it was killed, in the middle of a checkpoint."""
+    return any(list((run / FOLDER).glob(f".step-*.tmp-{pid}")) for pid in ranks)
 
 
 def _who(run: Path, rank: int) -> bytes:
@@ -247,15 +258,21 @@ def kill(pids: list[int], number: signal.Signals = signal.SIGKILL) -> None:
 # Looking at what is left
 
 
-def _wait_until_gone(run: Path, life: Life) -> None:
+def _wait_until_gone(run: Path, life: Life, processes: list[subprocess.Popen], former: list[bytes]) -> None:
     begin = time.monotonic()
     limit_s = GONE_S if life.killed else 10 * GONE_S
     while found := living(run):
         life.gone_s = time.monotonic() - begin
         if life.gone_s > limit_s:
             life.orphans = len(found)
-            life.problems.append(f"{len(found)} process(es) left after {life.gone_s:.0f} s")
+            life.problems.append(f"left: {len(found)} process(es) after {life.gone_s:.0f} s")
             return
+        # As `srun --kill-on-bad-exit` does; torch itself would wait for half an hour.
+        have_met = any(_place(run, rank, former)[0] != IMPORTS for rank in range(len(former)))
+        left = any(process.poll() is not None for process in processes)
+        if life.plan.launcher == "python" and left and not have_met and life.gone_s > KILL_ON_BAD_EXIT_S:
+            life.never_met = True
+            kill(found)
         time.sleep(0.05)
 
 

@@ -1,5 +1,6 @@
 """What chaos.py did, as tables: how often what was killed where, and what became of it."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,18 +33,17 @@ def tables(journals: Mapping[str, Entries]) -> tuple[str, bool]:
 
 
 def _cases(journals: Mapping[str, Entries]) -> str:
-    rows = [
-        "| case | kills | resumed | lost | wrong | orphans | runs to their end, the same bit for bit | seconds until gone, median (most) |"
-    ]
+    ends_well, gone_s = "runs to their end, the same bit for bit", "seconds until gone, median (most)"
+    rows = [f"| case | kills | resumed | lost | wrong | orphans | {ends_well} | {gone_s} |"]
     rows.append("|---|---|---|---|---|---|---|---|")
     for case, entries in journals.items():
         lives, ends = ([e for e in entries if e["kind"] == kind] for kind in ("life", "end"))
         killed = [life for life in lives if life["killed"]]
-        gone = [life["gone_s"] for life in killed] or [0.0]
+        gone = [life["gone_s"] for life in killed if not life["never_met"]] or [0.0]
+        lost, wrong, orphans = (_problems(lives, kind) for kind in ("lost", "wrong", "left"))
         same = sum(end["difference"] is None for end in ends)
         rows.append(
-            f"| {case} | {len(killed)} | {_resumed(entries)} | {_problems(lives, 'lost')} | {_problems(lives, 'wrong')} "
-            f"| {sum(life['orphans'] for life in lives)} | {same} of {len(ends)} "
+            f"| {case} | {len(killed)} | {_resumed(entries)} | {lost} | {wrong} | {orphans} | {same} of {len(ends)} "
             f"| {statistics.median(gone):.1f} ({max(gone):.1f}) |"
         )
     return "\n".join(rows)
@@ -69,7 +69,7 @@ def _resumed(entries: Entries) -> int:
     lives = [entry for entry in entries if entry["kind"] == "life"]
     return sum(
         life["killed"] and life["run"] == later["run"] and not later["problems"]
-        for life, later in zip(lives, lives[1:], strict=False)
+        for life, later in itertools.pairwise(lives)
     )
 
 

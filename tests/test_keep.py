@@ -36,6 +36,14 @@ def test_damaged_checkpoints_are_named_and_passed_over(tmp_path):
     ]
 
 
+def test_a_folder_that_was_renamed_is_passed_over(tmp_path):
+    save(tmp_path, 1, 2)
+    checkpoint_path(tmp_path, 1).rename(checkpoint_path(tmp_path, 3))
+    told: list[str] = []
+    assert newest_valid(tmp_path, told.append) == 2
+    assert told == [f"checkpoint step 3 is damaged and passed over: {checkpoint_path(tmp_path, 3)} holds step 1"]
+
+
 def test_a_newer_version_s_checkpoint_is_not_passed_over(tmp_path):
     save(tmp_path, 1, 2)
     change_manifest(checkpoint_path(tmp_path, 2), format=2)

@@ -17,12 +17,11 @@ from storydist.training.checkpoint import (
     MODEL,
     OPTIMIZER,
     Identity,
-    damage,
     read_manifest,
     read_tensors,
     write_tensors,
 )
-from storydist.training.keep import checkpoint_path, list_steps, pick
+from storydist.training.keep import checkpoint_path, list_steps, pick, problem_of
 
 AVERAGED = "module."  # what torch's AveragedModel puts before the name of each weight
 
@@ -48,7 +47,7 @@ def survey(run: Path) -> list[Facts]:
             files = [path.stat() for path in folder.iterdir()]
         except FileNotFoundError:  # the run has just removed it
             continue
-        problem = _problem(folder)
+        problem = _problem(run, step)
         if problem is None:
             best = read_manifest(folder).state.best_step  # the newest whole one knows best
         age_s = time.time() - max((file.st_mtime for file in files), default=folder.stat().st_mtime)
@@ -76,9 +75,9 @@ def _told(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _problem(folder: Path) -> str | None:
+def _problem(run: Path, step: int) -> str | None:
     try:
-        return damage(folder)
+        return problem_of(run, step)
     except ValueError as error:  # of another version
         return str(error)
 

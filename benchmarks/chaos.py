@@ -3,11 +3,12 @@
     python benchmarks/chaos.py --out chaos --kills 200
     python benchmarks/chaos.py --out chaos --tables benchmarks/RESULTS-section.md     # of what was done so far
 
-Each case (strategy, precision) trains once undisturbed. Then the same run is started, killed where a drawn plan says,
-and started again by the same command, until it has come to its end: weights, moments, moving average, state and lines
-of metrics then have to be the same, bit for bit, and so has every other checkpoint that both keep. Dropout and moving
-average are on. Launchers change from life to life. After each kill nothing of the run may be left, every checkpoint
-that has a name has to be whole, and the newest not older than the last one told as saved.
+Each case (strategy, precision, ranks) trains once undisturbed. Then the same run is started, killed where a drawn plan
+says, and started again by the same command, until it has come to its end: weights, moments, moving average, state and
+lines of metrics then have to be the same, bit for bit, and so has every other checkpoint that both keep; in the elastic
+case, where ranks and strategy change from life to life, losses within 1e-5. Dropout and moving average are on, launchers
+change. After each kill nothing of the run may be left, every checkpoint that has a name has to be
+whole, and the newest not older than the last one told as saved.
 
 Plans follow from --seed, case and number alone. What was done is in OUT/CASE/journal.jsonl, and the same command goes
 on from there. Exit codes: 0 nothing was lost or wrong; 1 something was.
@@ -29,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
-from benchmarks.chaos_life import Life, draw, kill, live, living
+from benchmarks.chaos_compare import difference, distance
+from benchmarks.chaos_life import Life, Plan, draw, live
+from benchmarks.chaos_processes import kill, living
 from benchmarks.chaos_tables import tables
 from storydist.command import positive_int, run_command
 from storydist.data.files import write_atomic
-from storydist.training.checkpoint import read_manifest
-from storydist.training.difference import first_difference
-from storydist.training.keep import checkpoint_path, list_steps
+from storydist.training.keep import list_steps
 
 LAUNCHERS = ("torchrun", "accelerate", "python")
 STRAIGHT = "straight"
@@ -44,23 +45,34 @@ GIVE_UP = 5  # rounds of a case that went wrong: each keeps its folder
 
 @dataclass(frozen=True)
 class Case:
-    """Settings that a run is killed under."""
+    """Settings that a run is killed under. Of several strategies or numbers of ranks each life draws one, dropout is
+    off then (its draws depend on the rank), and runs need to end the same within rounding only.
+    """
 
-    strategy: str
+    name: str
+    strategies: tuple[str, ...]
     precision: str
-    world_size: int = 2
+    world_sizes: tuple[int, ...] = (2,)
 
     @property
-    def name(self) -> str:
-        return f"{self.strategy}-{self.precision}-{self.world_size}"
+    def is_elastic(self) -> bool:
+        return len(self.strategies) * len(self.world_sizes) > 1
 
     def train(self, out: Path, run: Path, steps: int) -> list[str]:
-        """The words after launch/train.py."""
-        settings = [f"train.strategy={self.strategy}", f"train.precision={self.precision}", f"train.steps={steps}"]
-        return ["--config", str(out / "settings.yaml"), *settings, f"run.dir={run}"]
+        """The words after launch/train.py, but for the strategy."""
+        settings = [f"train.precision={self.precision}", f"train.steps={steps}", f"run.dir={run}"]
+        still = ["model.dropout=0", "model.score_dropout=0", "model.word_dropout=0"] if self.is_elastic else []
+        return ["--config", str(out / "settings.yaml"), *settings, *still]
 
 
-CASES = [Case("ddp", "fp32"), Case("zero2", "fp32"), Case("ddp", "bf16"), Case("zero2", "bf16"), Case("ddp", "fp32", 1)]
+CASES = (
+    Case("ddp-fp32-2", ("ddp",), "fp32"),
+    Case("zero2-fp32-2", ("zero2",), "fp32"),
+    Case("ddp-bf16-2", ("ddp",), "bf16"),
+    Case("zero2-bf16-2", ("zero2",), "bf16"),
+    Case("ddp-fp32-1", ("ddp",), "fp32", (1,)),
+    Case("elastic-fp32", ("ddp", "zero1", "zero2", "zero3"), "fp32", (2, 1)),
+)
 
 
 def main() -> int:
@@ -169,34 +181,32 @@ class Campaign:
         number = sum(entry["kind"] == "life" for entry in entries)
         run = self.folder / f"run-{sum(entry['kind'] == 'end' for entry in entries)}"
         kill(living(run))  # of a harness that was ended itself
-        plan = draw(random.Random(f"{self.seed} {self.case.name} {number}"), self.launchers, self.case.world_size)
+        generator = random.Random(f"{self.seed} {self.case.name} {number}")
+        plan = draw(generator, self.launchers, self.case.world_sizes, self.case.strategies)
         life = self.live(run, plan if self.num_kills(entries) < self.kills else None)
         self.write({"kind": "life", "run": run.name, "number": number, **life.as_json()})
         if life.finished or any(problem.startswith("lost") for problem in life.problems):
-            found = difference(straight, run) if life.finished else "not ended"
-            self.write({"kind": "end", "run": run.name, "difference": found})
-            if found is None:
+            found = self.compare(straight, run) if life.finished else {"difference": "not ended"}
+            self.write({"kind": "end", "run": run.name, **found})
+            if found["difference"] is None:
                 shutil.rmtree(run)
                 run.with_suffix(".log").unlink()
 
-    def live(self, run: Path, plan: Any) -> Life:
-        train = self.case.train(self.out, run, self.steps)
-        return live(run, plan, train, self.case.world_size, self.environment)
+    def live(self, run: Path, plan: Plan | None) -> Life:
+        plan = plan or Plan("torchrun", "", 0, "", 0, 0.0, 0.0, self.case.world_sizes[0], self.case.strategies[0])
+        return live(run, plan, self.case.train(self.out, run, self.steps), self.environment)
+
+    def compare(self, straight: Path, run: Path) -> dict[str, Any]:
+        if not self.case.is_elastic:
+            return {"difference": difference(straight, run)}
+        found, losses, weights = distance(straight, run)
+        return {"difference": found, "losses": losses, "weights": weights}
 
     def write(self, entry: dict[str, Any]) -> None:
         with self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-
-def difference(straight: Path, run: Path) -> str | None:
-    """Where they differ: at their last checkpoint, or at another one that both still keep."""
-    found = first_difference(straight, run)
-    for step in sorted(set(list_steps(straight)) & set(list_steps(run))):
-        files = [read_manifest(checkpoint_path(folder, step)).files for folder in (straight, run)]
-        found = found or (None if files[0] == files[1] else f"checkpoint of step {step}: {files[0]} and {files[1]}")
-    return found
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -41,9 +41,11 @@ def _cases(journals: Mapping[str, Entries]) -> str:
         killed = [life for life in lives if life["killed"]]
         gone = [life["gone_s"] for life in killed if not life["never_met"]] or [0.0]
         lost, wrong, orphans = (_problems(lives, kind) for kind in ("lost", "wrong", "left"))
-        same = sum(end["difference"] is None for end in ends)
+        same = f"{sum(end['difference'] is None for end in ends)} of {len(ends)}"
+        if apart := [end["losses"] for end in ends if "losses" in end]:
+            same += f", losses within {max(apart):.0e}"
         rows.append(
-            f"| {case} | {len(killed)} | {_resumed(entries)} | {lost} | {wrong} | {orphans} | {same} of {len(ends)} "
+            f"| {case} | {len(killed)} | {_resumed(entries)} | {lost} | {wrong} | {orphans} | {same} "
             f"| {statistics.median(gone):.1f} ({max(gone):.1f}) |"
         )
     return "\n".join(rows)

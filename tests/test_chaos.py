@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import LAUNCHERS, difference
+from benchmarks.chaos import LAUNCHERS
+from benchmarks.chaos_compare import difference, distance
 from benchmarks.chaos_life import DEEDS, Life, Plan, _judge, draw
 from benchmarks.chaos_tables import tables
 from storydist.training import checkpoint
@@ -19,7 +20,7 @@ from storydist.training.log import LOG, METRICS
 from tests.test_checkpoint import IDENTITY, trained
 
 ROOT = Path(__file__).resolve().parents[1]
-PLAN = Plan("torchrun", DEEDS[0], 0, "any", 1, 0.0, 0.0)
+PLAN = Plan("torchrun", DEEDS[0], 0, "any", 1, 0.0, 0.0, 2, "ddp")
 
 
 def save(run: Path, step: int, num_updates: int = 2) -> None:
@@ -53,10 +54,11 @@ def test_four_killed_lives_end_as_one_that_was_not(tmp_path):
 
 
 def test_plans_follow_from_the_seed_and_cover_everything():
-    plans = [draw(random.Random(number), LAUNCHERS, 2) for number in range(1000)]
-    assert plans == [draw(random.Random(number), LAUNCHERS, 2) for number in range(1000)]
+    plans = [draw(random.Random(number), LAUNCHERS, (1, 2), ("ddp", "zero2")) for number in range(1000)]
+    assert plans == [draw(random.Random(number), LAUNCHERS, (1, 2), ("ddp", "zero2")) for number in range(1000)]
     assert {plan.deed for plan in plans} == set(DEEDS) and {plan.launcher for plan in plans} == set(LAUNCHERS)
     assert not any(plan.launcher == "python" and "launcher" in plan.deed for plan in plans)
+    assert {(plan.world_size, plan.rank) for plan in plans} == {(1, 0), (2, 0), (2, 1)}
 
 
 def test_a_life_that_went_well_has_no_problem(tmp_path):
@@ -103,6 +105,19 @@ def test_another_checkpoint_that_differs_is_found(tmp_path, step):
     shutil.rmtree(checkpoint_path(other, step))
     save(other, step, num_updates=3)
     assert difference(one, other) is not None
+
+
+def test_losses_that_are_further_apart_than_rounding_are_found(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for run, loss, seen in ((one, 2.0, 8), (other, 2.00001, 8)):
+        save(run, 6)
+        line = {"step": 6, "kind": "train", "loss": loss, "samples_seen": seen}
+        (run / METRICS).write_text(json.dumps(line) + "\n")
+    assert distance(one, other) == (None, pytest.approx(5e-6), 0.0)
+    (other / METRICS).write_text(json.dumps(line | {"loss": 2.0001}) + "\n")
+    assert distance(one, other)[0] == "losses are 5.0e-05 apart"
+    (other / METRICS).write_text(json.dumps(line | {"samples_seen": 12}) + "\n")
+    assert distance(one, other)[0] == "they have seen other numbers of samples"
 
 
 def test_the_tables_count_what_went_wrong():

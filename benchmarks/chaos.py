@@ -1,14 +1,14 @@
 """Kills training runs, over and over, and looks whether they end as runs that nobody touched. (make chaos)
 
     python benchmarks/chaos.py --out chaos --kills 200
-    python benchmarks/chaos.py --out chaos --tables benchmarks/RESULTS-section.md     # of what was done so far
+    python benchmarks/chaos.py --out chaos --tables        # of what was done so far
 
 Each case (strategy, precision, ranks) trains once undisturbed. Then the same run is started, killed where a drawn plan
 says, and started again by the same command, until it has come to its end: weights, moments, moving average, state and
 lines of metrics then have to be the same, bit for bit, and so has every other checkpoint that both keep; in the elastic
-case, where ranks and strategy change from life to life, losses within 1e-5. Dropout and moving average are on, launchers
-change. After each kill nothing of the run may be left, every checkpoint that has a name has to be
-whole, and the newest not older than the last one told as saved.
+case, where ranks and strategy change from life to life, losses within 1e-5. Dropout and moving average are on (dropout
+not in the elastic case), launchers change. After each kill nothing of the run may be left, every checkpoint that has a
+name has to be whole, and the newest not older than the last one told as saved.
 
 Plans follow from --seed, case and number alone. What was done is in OUT/CASE/journal.jsonl, and the same command goes
 on from there. Exit codes: 0 nothing was lost or wrong; 1 something was.

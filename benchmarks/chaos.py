@@ -180,7 +180,8 @@ class Campaign:
         entries = self.entries()
         number = sum(entry["kind"] == "life" for entry in entries)
         run = self.folder / f"run-{sum(entry['kind'] == 'end' for entry in entries)}"
-        kill(living(run))  # of a harness that was ended itself
+        if not (entries and entries[-1]["kind"] == "life" and entries[-1]["plan"].get("at_once")):
+            kill(living(run))  # of a harness that was ended itself
         generator = random.Random(f"{self.seed} {self.case.name} {number}")
         plan = draw(generator, self.launchers, self.case.world_sizes, self.case.strategies)
         life = self.live(run, plan if self.num_kills(entries) < self.kills else None)

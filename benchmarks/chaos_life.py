@@ -30,6 +30,7 @@ DEEDS = (
 DEED_WEIGHTS = (30, 22, 22, 5, 5, 8, 8)
 AIM_WEIGHTS = {IMPORTS: 6, "start": 8, "any": 14, "data": 8, "agree": 4, "forward": 8, "backward": 8, "update": 4}
 AIM_WEIGHTS |= {"log": 2, "evaluate": 14, "save": 8, WRITING: 16}
+AT_ONCE = 0.5  # share of killed launchers after which nobody waits for their ranks
 KILL_ON_BAD_EXIT_S = 10.0  # ranks without a launcher that still wait for one that left while they met are ended then
 SLOW = {IMPORTS: 6.0, "any": 1.5, "start": 0.2, "evaluate": 0.4, WRITING: 0.06}  # seconds in which the kill may fall
 
@@ -49,6 +50,7 @@ class Plan:
     then_s: float
     world_size: int
     strategy: str
+    at_once: bool = False  # the next life begins while the ranks of a killed launcher are still saving
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Life:
     gone_s: float = 0.0
     orphans: int = 0
     never_met: bool = False  # a rank without a launcher was gone before the others had met it; these were ended then
+    waited_for_lock: bool = False  # for ranks of the life before
     code: int | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -91,7 +94,8 @@ def draw(
     if launcher == "python" and "launcher" in deed:
         deed = "KILL all"
     rank = 0 if aim in (WRITING, "log") else rank % world_size
-    return Plan(launcher, deed, rank, aim, steps, delay_s, then_s, world_size, strategy)
+    at_once = generator.random() < AT_ONCE and deed == "KILL launcher"
+    return Plan(launcher, deed, rank, aim, steps, delay_s, then_s, world_size, strategy, at_once)
 
 
 def live(run: Path, plan: Plan, train: Sequence[str], environment: Mapping[str, str]) -> Life:
@@ -100,7 +104,7 @@ def live(run: Path, plan: Plan, train: Sequence[str], environment: Mapping[str, 
     Without a deed it runs to its end.
     """
     life = Life(plan)
-    former, expected = told_saved(run), max(list_steps(run), default=0)
+    former, expected, overlaps = told_saved(run), max(list_steps(run), default=0), bool(living(run))
     words = run.with_suffix(".log")
     begin = words.stat().st_size if words.exists() else 0
     former_heartbeats = [who(run, rank) for rank in range(plan.world_size)]
@@ -109,12 +113,18 @@ def live(run: Path, plan: Plan, train: Sequence[str], environment: Mapping[str, 
         processes = start(plan.launcher, program, plan.world_size, environment, output)
     try:
         life.killed = bool(plan.deed) and _aim_and_strike(run, plan, life, processes, former_heartbeats)
+        if life.killed and plan.at_once:
+            life.code = processes[0].wait()
+            return life  # what is left is judged by the next one
         _wait_until_gone(run, life, processes, former_heartbeats)
-    finally:
+    except BaseException:
         kill(living(run))
-        life.code = max(abs(process.wait()) for process in processes)
+        raise
+    kill(living(run))
+    life.code = max(abs(process.wait()) for process in processes)
     told = words.read_bytes()[begin:].decode(errors="replace")
-    _judge(run, life, told, former, expected)
+    life.waited_for_lock = "for it to leave" in told
+    _judge(run, life, told, former, expected, overlaps)
     return life
 
 
@@ -200,12 +210,14 @@ def told_saved(run: Path) -> int:
     return 0
 
 
-def _judge(run: Path, life: Life, told: str, former: int, expected: int) -> None:
-    """Adds what must not be to the life's problems."""
+def _judge(run: Path, life: Life, told: str, former: int, expected: int, overlaps: bool = False) -> None:
+    """Adds what must not be to the life's problems. `overlaps`: ranks of the one before might still save a later step
+    than `expected`.
+    """
     resumed = re.search(r": step (\d+) of \d+, ", told)
     if resumed:
         life.resumed_at = int(resumed[1])
-        if life.resumed_at != expected:
+        if life.resumed_at != expected and not (overlaps and life.resumed_at > expected):
             life.problems.append(f"wrong: it went on from step {life.resumed_at}, not from {expected}")
     for step in list_steps(run):
         if problem := problem_of(run, step):

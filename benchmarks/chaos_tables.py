@@ -39,7 +39,7 @@ def _cases(journals: Mapping[str, Entries]) -> str:
     for case, entries in journals.items():
         lives, ends = ([e for e in entries if e["kind"] == kind] for kind in ("life", "end"))
         killed = [life for life in lives if life["killed"]]
-        gone = [life["gone_s"] for life in killed if not life["never_met"]] or [0.0]
+        gone = [life["gone_s"] for life in killed if not life["never_met"] and not _at_once(life)] or [0.0]
         lost, wrong, orphans = (_problems(lives, kind) for kind in ("lost", "wrong", "left"))
         same = f"{sum(end['difference'] is None for end in ends)} of {len(ends)}"
         if apart := [end["losses"] for end in ends if "losses" in end]:
@@ -64,6 +64,10 @@ def _kills(
         counts = [str(sum(of(life) == key for life in killed[case])) for case in cases]
         rows.append(f"| {key} | " + " | ".join(counts) + " |")
     return f"Kills {title}:\n\n" + "\n".join(rows)
+
+
+def _at_once(life: dict[str, Any]) -> bool:
+    return life["plan"].get("at_once", False)
 
 
 def _resumed(entries: Entries) -> int:

@@ -30,9 +30,11 @@ def save(run: Path, step: int, num_updates: int = 2) -> None:
     (run / METRICS).touch()
 
 
-def judged(run: Path, told: str = "", *, former: int = 0, expected: int = 0, killed: bool = True) -> list[str]:
+def judged(
+    run: Path, told: str = "", *, former: int = 0, expected: int = 0, killed: bool = True, overlaps: bool = False
+) -> list[str]:
     life = Life(PLAN, killed=killed, code=1)
-    _judge(run, life, told, former, expected)
+    _judge(run, life, told, former, expected, overlaps)
     return life.problems
 
 
@@ -72,6 +74,12 @@ def test_a_life_that_went_well_has_no_problem(tmp_path):
 def test_a_resume_from_another_checkpoint_is_wrong(tmp_path):
     save(tmp_path, 3)
     assert judged(tmp_path, "RUN: step 0 of 9, 24 samples", expected=3) == ["wrong: it went on from step 0, not from 3"]
+
+
+def test_what_the_ranks_of_a_killed_launcher_save_later_may_be_gone_on_from(tmp_path):
+    save(tmp_path, 6)
+    assert judged(tmp_path, "RUN: step 6 of 9, 24 samples", expected=3, overlaps=True) == []
+    assert judged(tmp_path, "RUN: step 0 of 9, 24 samples", expected=3, overlaps=True) != []
 
 
 def test_a_damaged_checkpoint_is_wrong(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from storydist.command import message_of
 from storydist.data.files import make_folder, sync
 from storydist.training.checkpoint import (
     EMA,
@@ -78,8 +79,8 @@ def _told(seconds: float) -> str:
 def _problem(run: Path, step: int) -> str | None:
     try:
         return problem_of(run, step)
-    except ValueError as error:  # of another version
-        return str(error)
+    except (ValueError, OSError) as error:  # of another version; not readable
+        return message_of(error)
 
 
 def export(run: Path, which: str, out: Path, ema: bool) -> int:

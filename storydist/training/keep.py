@@ -43,7 +43,7 @@ def require_free(run: Path) -> None:
 
 
 def problem_of(run: Path, step: int) -> str | None:
-    """What is wrong with the checkpoint of a step, or None. Raises ValueError for an intact one of another version."""
+    """What is wrong with the checkpoint of a step, or None. Raises as storydist.training.checkpoint.damage."""
     folder = checkpoint_path(run, step)
     problem = damage(folder)
     if problem is None and (found := read_manifest(folder).state.step) != step:
@@ -54,7 +54,8 @@ def problem_of(run: Path, step: int) -> str | None:
 def newest_valid(run: Path, report: Callable[[str], None]) -> int | None:
     """Step of the newest whole checkpoint, or None when there is none; every damaged one met on the way is reported.
 
-    Raises ValueError for an intact one of another version: it is not for passing over.
+    Raises ValueError for an intact one of another version, OSError for one that cannot be read now: these are not for
+    passing over.
     """
     for step in reversed(list_steps(run)):
         problem = problem_of(run, step)

@@ -194,7 +194,9 @@ class Campaign:
                 run.with_suffix(".log").unlink()
 
     def live(self, run: Path, plan: Plan | None) -> Life:
-        plan = plan or Plan("torchrun", "", 0, "", 0, 0.0, 0.0, self.case.world_sizes[0], self.case.strategies[0])
+        plan = plan or Plan(
+            self.launchers[0], "", 0, "", 0, 0.0, 0.0, self.case.world_sizes[0], self.case.strategies[0]
+        )
         return live(run, plan, self.case.train(self.out, run, self.steps), self.environment)
 
     def compare(self, straight: Path, run: Path) -> dict[str, Any]:

@@ -31,12 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from benchmarks.chaos_compare import difference, distance
-from benchmarks.chaos_life import Life, Plan, draw, live
+from benchmarks.chaos_life import Life, Plan, draw, live, undisturbed
 from benchmarks.chaos_processes import kill, living
 from benchmarks.chaos_tables import tables
 from storydist.command import positive_int, run_command
 from storydist.data.files import write_atomic
-from storydist.training.keep import list_steps
 
 LAUNCHERS = ("torchrun", "accelerate", "python")
 STRAIGHT = "straight"
@@ -131,24 +130,24 @@ def prepare(out: Path) -> None:
     write_atomic(out / "settings.yaml", yaml.safe_dump(settings).encode())
 
 
+@dataclass(frozen=True)
 class Campaign:
     """The runs of one case, one after the other, until it has seen `kills` kills."""
 
-    def __init__(self, out: Path, case: Case, kills: int, seed: int, steps: int, launchers: tuple[str, ...]):
-        self.out, self.case, self.kills, self.seed, self.steps, self.launchers = (
-            out,
-            case,
-            kills,
-            seed,
-            steps,
-            launchers,
-        )
-        self.folder = out / case.name
-        self.journal = self.folder / "journal.jsonl"
-        self.environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        self.environment.pop(
-            "PYTHONDONTWRITEBYTECODE", None
-        )  # compiled anew, our own modules would cost each start more
+    out: Path
+    case: Case
+    kills: int
+    seed: int
+    steps: int
+    launchers: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.case.name
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal.jsonl"
 
     def entries(self) -> list[dict[str, Any]]:
         """What was done so far."""
@@ -156,12 +155,14 @@ class Campaign:
 
     def run(self) -> None:
         self.folder.mkdir(exist_ok=True)
-        straight = self.folder / STRAIGHT
-        if list_steps(straight)[-1:] != [self.steps]:
+        straight, ended = self.folder / STRAIGHT, self.folder / f"{STRAIGHT}.ended"
+        if not ended.exists():
+            kill(living(straight))
             shutil.rmtree(straight, ignore_errors=True)
             life = self.live(straight, None)
             if not life.finished:
                 raise ValueError(f"{self.case.name}: the undisturbed run did not end well: {life.problems}")
+            ended.touch()
         while self.goes_on():
             self.next_life(straight)
 
@@ -194,10 +195,10 @@ class Campaign:
                 run.with_suffix(".log").unlink()
 
     def live(self, run: Path, plan: Plan | None) -> Life:
-        plan = plan or Plan(
-            self.launchers[0], "", 0, "", 0, 0.0, 0.0, self.case.world_sizes[0], self.case.strategies[0]
-        )
-        return live(run, plan, self.case.train(self.out, run, self.steps), self.environment)
+        plan = plan or undisturbed(self.launchers[0], self.case.world_sizes[0], self.case.strategies[0])
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # each start would compile our modules anew
+        return live(run, plan, self.case.train(self.out, run, self.steps), environment)
 
     def compare(self, straight: Path, run: Path) -> dict[str, Any]:
         if not self.case.is_elastic:

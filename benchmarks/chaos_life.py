@@ -98,6 +98,11 @@ def draw(
     return Plan(launcher, deed, rank, aim, steps, delay_s, then_s, world_size, strategy, at_once)
 
 
+def undisturbed(launcher: str, world_size: int, strategy: str) -> Plan:
+    """To run to the end."""
+    return Plan(launcher, "", 0, "", 0, 0.0, 0.0, world_size, strategy)
+
+
 def live(run: Path, plan: Plan, train: Sequence[str], environment: Mapping[str, str]) -> Life:
     """Starts `train` (its words after launch/train.py) with --resume, ends it by the plan, and waits until it is gone.
 

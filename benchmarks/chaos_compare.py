@@ -24,8 +24,9 @@ def difference(straight: Path, run: Path) -> str | None:
 
 
 def distance(straight: Path, run: Path) -> tuple[str | None, float, float]:
-    """What is further apart than rounding explains; the largest relative distance of a loss that was logged, and the
-    largest distance of weights, over the norm of their tensor.
+    """What is further apart than rounding explains; the largest relative distance of a loss that was logged; and that
+    of the weights, all together. (By themselves, those that no loss depends on drift: of nothing but rounding in their
+    gradient, AdamW makes steps of full size.)
     """
     one, other = _train_lines(straight), _train_lines(run)
     if [line["step"] for line in one] != [line["step"] for line in other]:
@@ -39,7 +40,7 @@ def distance(straight: Path, run: Path) -> tuple[str | None, float, float]:
         if key.startswith("loss")
     )
     first, second = _weights(straight), _weights(run)
-    weights = max(float(torch.dist(first[name], second[name]) / first[name].norm().clamp(min=1e-9)) for name in first)
+    weights = float(torch.dist(first, second) / first.norm())
     return (f"losses are {losses:.1e} apart" if losses > RELATIVE else None), losses, weights
 
 
@@ -48,7 +49,8 @@ def _train_lines(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == "train"]
 
 
-def _weights(run: Path) -> dict[str, torch.Tensor]:
+def _weights(run: Path) -> torch.Tensor:
+    """All of them in a row, float64 [weights]."""
     folder = checkpoint_path(run, list_steps(run)[-1])
     tensors = read_tensors(folder, read_manifest(folder), MODEL)
-    return {name: tensor.double() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])

@@ -142,7 +142,7 @@ def _aim_and_strike(run: Path, plan: Plan, life: Life, processes: list[subproces
         return False
     time.sleep(plan.delay_s)
     launcher = {process.pid for process in processes} if plan.launcher != "python" else set()
-    found = living(run)
+    found = living(run, processes)
     ranks = [pid for pid in found if pid not in launcher]
     if not found:
         return False
@@ -192,7 +192,7 @@ def _aimed(run: Path, plan: Plan, processes: list[subprocess.Popen], former: lis
 def _wait_until_gone(run: Path, life: Life, processes: list[subprocess.Popen], former: list[bytes]) -> None:
     begin = time.monotonic()
     limit_s = GONE_S if life.killed else 10 * GONE_S
-    while found := living(run):
+    while found := living(run, processes):
         life.gone_s = time.monotonic() - begin
         if life.gone_s > limit_s:
             life.orphans = len(found)

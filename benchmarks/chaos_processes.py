@@ -86,14 +86,14 @@ def rank_process(run: Path, rank: int, ranks: list[int]) -> int:
     return sorted(ranks)[rank % len(ranks)] if ranks else 0
 
 
-def living(run: Path) -> list[int]:
-    """Processes, ours or a launcher's, that train in `run`."""
-    found, word = [], f"run.dir={run}".encode()
+def living(run: Path, started: Sequence[subprocess.Popen] = ()) -> list[int]:
+    """Processes, ours or a launcher's, that train in `run`. Those just `started` have no command line for a moment."""
+    found, word = {process.pid for process in started if process.poll() is None}, f"run.dir={run}".encode()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             if word in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
+                found.add(int(path.parent.name))
+    return sorted(found)
 
 
 def kill(pids: list[int], number: signal.Signals = signal.SIGKILL) -> None:

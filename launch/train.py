@@ -44,7 +44,7 @@ def main() -> int:
     from storydist.data.index import ShardIndex
     from storydist.data.location import absolute
     from storydist.run_folder import code_version
-    from storydist.training.lock import locked
+    from storydist.training.lock import LEAVING_S, locked
     from storydist.training.ranks import failing_together
     from storydist.training.trainer import build_run
 
@@ -58,7 +58,7 @@ def main() -> int:
     with ExitStack() as stack:
         with failing_together():
             if run.accelerator.is_main_process:
-                stack.enter_context(locked(run_dir, say))
+                stack.enter_context(locked(run_dir, say, LEAVING_S if arguments.resume else 0.0))
         run.watchdog.launcher = LAUNCHER
         stack.enter_context(run.watchdog)
         return start(run, say, arguments.resume, tuple(arguments.allow_change))

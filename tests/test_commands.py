@@ -589,8 +589,7 @@ def test_a_run_that_is_going_on_is_left_alone(shards, config, trained, tmp_path)
     run = shutil.copytree(trained, tmp_path / "run")
     (run / ".lock").unlink()
     with locked(run, print):
-        arguments = ["--config", config, f"data.shards={shards}", f"run.dir={run}", "--resume"]
-        message = refused("launch/train.py", *arguments, "train.steps=2", "--allow-change", "train.steps")
+        message = refused("launch/train.py", "--config", config, f"data.shards={shards}", f"run.dir={run}")
     assert f"{run} is in use by another run: process {os.getpid()} on " in message
 
 

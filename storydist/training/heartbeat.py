@@ -60,6 +60,8 @@ class Heartbeat:
 
     def __init__(self, path: Path, life: str):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A new file: a rank of the run's former life may still be about to end, and goes on writing into its own.
+        path.unlink(missing_ok=True)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         pid = os.getpid()
         who = {"life": life, "pid": pid, "host": socket.gethostname(), "started": started(pid)}

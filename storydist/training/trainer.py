@@ -22,14 +22,14 @@ from storydist.model import StoryModel, data_facts
 from storydist.training import checkpoint, failure, keep, quarantine
 from storydist.training.checkpoint import Identity, TrainState
 from storydist.training.heartbeat import last_sign
-from storydist.training.identity import require_same
+from storydist.training.identity import of_all_ranks, require_same
 from storydist.training.ledger import EVALUATION, LEDGER, SAVING, Ledger
 from storydist.training.log import LOG, RunLog
 from storydist.training.meter import Meter
 from storydist.training.micro_batch import dropout_seed, left_out, losses_of, telling
 from storydist.training.optim import learning_rate_at
 from storydist.training.preemption import REQUEUE, Preemption, Stopped
-from storydist.training.ranks import failing_together
+from storydist.training.ranks import failing_together, require_equal
 from storydist.training.strategy import Ddp, FullState, build_accelerator
 from storydist.training.watchdog import Watchdog
 from storydist.training.writer import CheckpointWriter
@@ -69,11 +69,13 @@ class Run:
 
 def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     """Model, optimizer and stream of this rank, at step 0. Raises ValueError when settings, shards and world size do
-    not fit.
+    not fit, or are not those of the other ranks. Collective.
     """
     train = config.train
     _require_fit(config, index)
     accelerator = _build_accelerator(config)
+    identity = Identity(config=config.model_dump(mode="json"), fingerprint=index.info.fingerprint, code=code)
+    require_equal(of_all_ranks(identity))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     stream = Stream(
         index,
@@ -87,7 +89,6 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     )
     torch.manual_seed(train.seed)
     model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data)).to(accelerator.device)
-    identity = Identity(config=config.model_dump(mode="json"), fingerprint=index.info.fingerprint, code=code)
     preemption = Preemption()
     watchdog = _watchdog(config, index, accelerator, preemption)
     ledger = _ledger(config, accelerator)
@@ -219,7 +220,9 @@ def train(run: Run) -> int:
             run.watchdog.phase("data", state.step + 1)
             micro_batches = meter.waited(steps)
             run.watchdog.phase("agree", state.step + 1)
-            global_counts, stop, any_bad = _agree(run, micro_batches)
+            global_counts, stop, any_bad, unsaved = _agree(run, micro_batches, writer)
+            if unsaved:
+                _finish_saving(run, writer)
             if any_bad:
                 _quarantine(run, micro_batches, log)
             learning_rate = learning_rate_at(state.step + 1, num_steps, config.optim)
@@ -280,18 +283,18 @@ def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning
     return norm
 
 
-def _agree(run: Run, micro_batches: list[Batch]) -> tuple[Tensor, bool, bool]:
-    """Counts over all ranks and micro-batches, float64 [heads]; whether any rank was asked to stop; and whether any met
-    a sample that cannot be used. One collective for all.
+def _agree(
+    run: Run, micro_batches: list[Batch], writer: CheckpointWriter | None = None
+) -> tuple[Tensor, bool, bool, bool]:
+    """Counts over all ranks and micro-batches, float64 [heads]; whether any rank was asked to stop; whether any met a
+    sample that cannot be used; whether the checkpoint under way has failed. One collective for all.
     """
     heads, asked = run.config.losses.heads(), run.preemption.asked is not None
     local = torch.stack([counts(heads, batch) for batch in micro_batches]).sum(dim=0)
-    summed = run.accelerator.reduce(
-        torch.cat([local, local.new_tensor([asked, quarantine.num_bad(micro_batches)])]).to(run.accelerator.device),
-        reduction="sum",
-    )
-    any_asked, any_bad = (summed[-2:] > 0).tolist()
-    return summed[:-2], any_asked, any_bad
+    flags = local.new_tensor([asked, quarantine.num_bad(micro_batches), writer is not None and writer.failed])
+    summed = run.accelerator.reduce(torch.cat([local, flags]).to(run.accelerator.device), reduction="sum")
+    any_asked, any_bad, unsaved = (summed[-3:] > 0).tolist()
+    return summed[:-3], any_asked, any_bad, unsaved
 
 
 def _quarantine(run: Run, micro_batches: list[Batch], log: RunLog | None) -> None:

@@ -46,8 +46,8 @@ class CheckpointWriter:
     `first_step`: where the run begins or goes on, from the checkpoint of that step. `flush`: called ahead of each
     write, for what has to be on the disk before the checkpoint is. `say(text, shown=)`: told each checkpoint once it
     exists. `wrote(step, write_s=, stall_s=, waited_s=)`: the seconds its writing took, those that the loop stood still
-    for it, and how many of these for the one before. What goes wrong on the thread is raised by the next `save` or
-    `finish`. Leaving waits for the thread.
+    for it, and how many of these for the one before. What goes wrong on the thread is told by `failed` and raised by
+    the next `save` or `finish`. Leaving waits for the thread.
     """
 
     def __init__(
@@ -99,6 +99,12 @@ class CheckpointWriter:
         copies = None if tensors is None else self._copies.copy(tensors)
         stall_s = time.perf_counter() - start
         self._under_way = self._thread.submit(self._write, copy.deepcopy(state), identity, copies, waited_s, stall_s)
+
+    @property
+    def failed(self) -> bool:
+        """The checkpoint under way could not be written, which `finish` would raise at once."""
+        under_way = self._under_way
+        return under_way is not None and under_way.done() and under_way.exception() is not None
 
     def finish(self) -> None:
         """Waits for the checkpoint under way; raises what went wrong with it."""

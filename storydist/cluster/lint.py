@@ -1,0 +1,92 @@
+"""Finds faults in batch scripts without running them: what Slurm or bash would do otherwise than was meant.
+
+Each rule is one function from a script to faults; those of #SBATCH lines are in header_rules.py, those of commands in
+command_rules.py. What each is about, and why, is told with the fault; docs/preflight.md lists them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from storydist.cluster.script import Command, Script, read_script
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`what` stands there, `why` it is wrong, what to write `instead`. `rule`: its name."""
+
+    rule: str
+    file: str
+    line: int
+    what: str
+    why: str
+    instead: str
+
+    def told(self) -> str:
+        return f"{self.file}:{self.line}: {self.what} [{self.rule}]\n    {self.why}\n    instead: {self.instead}"
+
+
+def lint(path: Path) -> list[Fault]:
+    """The faults of a batch script, in the order of its lines, each once. Files that it sources are looked for in the
+    working directory, where jobs are submitted, and beside the script's folder.
+
+    Raises OSError when it cannot be read, ValueError when it is no text.
+    """
+    from storydist.cluster.command_rules import COMMAND_RULES
+    from storydist.cluster.header_rules import HEADER_RULES
+
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 (byte {error.start})") from None
+    script = read_script(path, text, (Path(), path.parent.parent, path.parent))
+    if script.problem:
+        line, what = script.problem
+        told = "bash reads on to the end of the file and then refuses all of it"
+        return [Fault("unclosed", str(path), line, what, told, "close it")]
+    found = {
+        (fault.rule, fault.file, fault.line): fault
+        for rule in (*HEADER_RULES, *COMMAND_RULES)
+        for fault in rule(script)
+    }
+    return sorted(found.values(), key=lambda fault: (fault.file != script.path, fault.file, fault.line))
+
+
+@dataclass(frozen=True)
+class Srun:
+    """The step that trains. `number`: its place among the script's commands; `words`: from `srun` on."""
+
+    command: Command
+    number: int
+    words: Sequence[str]
+
+    def has(self, *names: str) -> bool:
+        """Whether an option of srun itself is given; a program's own words come behind the first that is no option."""
+        return any(word == name or word.startswith(f"{name}=") for word in self.words for name in names) or any(
+            len(name) == 2 and word.startswith(name) and not word.startswith("--")
+            for word in self.words
+            for name in names
+        )
+
+
+def training_step(script: Script) -> Srun | None:
+    """The srun that starts launch/train.py, or else the last one; None without any."""
+    steps = list(_sruns(script))
+    training = [step for step in steps if any("train.py" in word for word in step.words)]
+    return next(iter([*training, *reversed(steps)]), None)
+
+
+def _sruns(script: Script) -> Iterator[Srun]:
+    for number, command in enumerate(script.commands):
+        words = command.own_words
+        if "srun" in words[:6] and words[0] not in ("echo", "printf", "trap", "say"):
+            yield Srun(command, number, words[words.index("srun") :])
+
+
+def lead_s(script: Script) -> int | None:
+    """How long before its end a job is sent its signal, seconds; None when it is sent none."""
+    signal = script.option("signal")
+    if signal is None:
+        return None
+    seconds = signal.value.partition("@")[2]
+    return int(seconds) if seconds.isdecimal() else 60  # sbatch's own default

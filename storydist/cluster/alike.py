@@ -69,7 +69,7 @@ def _usual(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _difference(values: Mapping[str, str], usual: Mapping[str, str]) -> str:
-    names = [name for name in usual | values if values.get(name) != usual.get(name)]
+    names = [name for name in {**usual, **values} if values.get(name) != usual.get(name)]
     told = [f"{name} {values.get(name, 'missing')!r}, elsewhere {usual.get(name, 'missing')!r}" for name in names]
     more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
     return "; ".join(told[:TOLD]) + more

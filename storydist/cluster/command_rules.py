@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Iterator
 
+from storydist.cluster.fault import Fault, training_step
 from storydist.cluster.header_rules import LAUNCHERS
-from storydist.cluster.lint import Fault, training_step
 from storydist.cluster.script import Command, Script
 
 OF_A_TASK = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURMD_NODENAME"}
@@ -187,13 +187,7 @@ def early_variable(script: Script) -> Iterator[Fault]:
 def fixed_port(script: Script) -> Iterator[Fault]:
     for command in script.commands:
         port = command.assignments.get("MASTER_PORT", "")
-        words = command.own_words
-        given = [
-            word
-            for name, value in zip(words, [*words[1:], ""], strict=True)
-            for word in (f"{name}={value}", name)
-            if re.fullmatch(rf"({'|'.join(PORT_OPTIONS)})=\d+", word)
-        ]
+        given = re.search(rf"({'|'.join(PORT_OPTIONS)})[= ]\d+", " ".join(command.own_words))
         if (port.isdecimal() and port != "0") or given:
             yield _fault(
                 "fixed-port",

@@ -43,10 +43,9 @@ def gpu(place: Place, device: str) -> list[Finding]:
     return [*counts_right(own), *_free_memory(own), *_errors(own)]
 
 
-def uuid_of(place: Place, device: str) -> str | None:
-    """Names this rank's GPU among all; None on the CPU."""
-    own = wanted_device(place, device)
-    return None if own.type == "cpu" else str(torch.cuda.get_device_properties(own).uuid)
+def uuid_of(device: torch.device) -> str | None:
+    """Names a GPU among all; None for the CPU."""
+    return None if device.type == "cpu" else str(torch.cuda.get_device_properties(device).uuid)
 
 
 def shared(uuids: Mapping[int, str | None], nodes: tuple[str, ...]) -> list[Finding]:

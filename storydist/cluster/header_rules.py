@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 
-from storydist.cluster.lint import Fault, lead_s, training_step
+from storydist.cluster.fault import Fault, lead_s, training_step
 from storydist.cluster.script import DIRECTIVE, Directive, Script
 
 RESOLUTION_S = 60  # Slurm looks for ending jobs once a minute

@@ -91,7 +91,7 @@ def meet(place: Place, wait_s: float) -> Meeting:
     missing = [rank for rank, node in enumerate(nodes) if node is None]
     if missing:
         raise _missing(place, nodes, missing, wait_s)
-    return Meeting(store, place, nodes)
+    return Meeting(store, place, [node for node in nodes if node is not None])
 
 
 def _store(place: Place, wait_s: float) -> Store:

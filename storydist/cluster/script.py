@@ -225,9 +225,8 @@ def _with_sourced(commands: Sequence[Command], folders: Sequence[Path], depth: i
             path = next((folder / name for folder in folders if (folder / name).is_file()), None)
             if path is not None:
                 inner = parse(path.read_text(encoding="utf-8"), str(path))
-                yield from _with_sourced(
-                    [one if one.function else _within(one, command) for one in inner], folders, depth + 1
-                )
+                placed = [one if one.function else _within(one, command) for one in inner]
+                yield from _with_sourced(placed, folders, depth + 1)
 
 
 def _in_order(commands: Sequence[Command], functions: Mapping[str, Sequence[Command]]) -> Iterator[Command]:

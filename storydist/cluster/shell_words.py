@@ -84,7 +84,8 @@ class Reader:
                 return
 
     def _word(self) -> Word:
-        text, expands, start = "", set(), self.line
+        text, start = "", self.line
+        expands: set[str] = set()
         while self.at < len(self.text):
             char = self.text[self.at]
             if char in " \t\n;&|<>()":
@@ -111,7 +112,8 @@ class Reader:
         return Word(text, frozenset(expands))
 
     def _double_quoted(self, start: int) -> tuple[str, set[str]]:
-        text, expands = "", set()
+        text = ""
+        expands: set[str] = set()
         while self.at < len(self.text):
             char = self.text[self.at]
             if char == '"':

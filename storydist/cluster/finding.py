@@ -97,4 +97,4 @@ def table(findings: Sequence[Finding], nodes: Sequence[str]) -> str:
 
 
 def _width(nodes: Sequence[str]) -> int:
-    return min(24, max(4, *(len(node) for node in nodes))) + 2
+    return min(24, max([4, *map(len, nodes)])) + 2

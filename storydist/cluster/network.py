@@ -89,7 +89,7 @@ def clock(meeting: Meeting, now: Callable[[], float] = time.time) -> list[Findin
             for number in range(EXCHANGES):
                 meeting.hear(f"ask-{number}", other)
                 meeting.tell(f"time-{number}-{other}", now())
-        return [ok(CLOCK, "other nodes are compared with this one" if len(speakers) > 1 else "one node")]
+        return [] if len(speakers) > 1 else [ok(CLOCK, "one node")]
     offsets = []
     for number in range(EXCHANGES):
         asked = now()

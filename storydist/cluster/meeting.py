@@ -45,8 +45,9 @@ class Meeting:
         """Leaves what this rank has to say of a subject, as JSON."""
         self.store.set(f"{subject}/{self.place.rank}", json.dumps(content))
 
-    def hear(self, subject: str, rank: int, wait_s: float = ANSWER_S) -> Any:
-        """What a rank says of a subject. Raises MissingError when it says nothing in time."""
+    def hear(self, subject: str, rank: int, wait_s: float | None = None) -> Any:
+        """What a rank says of a subject. Raises MissingError when it says nothing in time (None: ANSWER_S)."""
+        wait_s = ANSWER_S if wait_s is None else wait_s
         try:
             self.store.wait([f"{subject}/{rank}"], timedelta(seconds=wait_s))
         except DistError:
@@ -57,8 +58,9 @@ class Meeting:
             ) from None
         return json.loads(self.store.get(f"{subject}/{rank}"))
 
-    def hear_all(self, subject: str, wait_s: float = ANSWER_S) -> tuple[dict[int, Any], list[MissingError]]:
+    def hear_all(self, subject: str, wait_s: float | None = None) -> tuple[dict[int, Any], list[MissingError]]:
         """{rank: what it says}, and who fell silent; all of them together are waited for once."""
+        wait_s = ANSWER_S if wait_s is None else wait_s
         deadline, heard, missing = time.monotonic() + wait_s, {}, []
         for rank in range(self.place.world_size):
             try:
@@ -90,8 +92,17 @@ def meet(place: Place, wait_s: float) -> Meeting:
         nodes = json.loads(store.get("roll"))
     missing = [rank for rank, node in enumerate(nodes) if node is None]
     if missing:
+        _part(store, place, [rank for rank, node in enumerate(nodes) if node is not None])
         raise _missing(place, nodes, missing, wait_s)
     return Meeting(store, place, [node for node in nodes if node is not None])
+
+
+def _part(store: Store, place: Place, came: Sequence[int]) -> None:
+    """Rank 0, which has the store, leaves last, so that all others have read what it holds."""
+    store.set(f"read/{place.rank}", "")
+    deadline = time.monotonic() + CONNECT_S
+    while place.rank == 0 and not store.check([f"read/{rank}" for rank in came]) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def _store(place: Place, wait_s: float) -> Store:

@@ -33,7 +33,7 @@ def preflight(place: Place, load: Callable[[], Config], lead_s: int | None, wait
     _leave_after(wait_s + 3 * ANSWER_S)
     try:
         meeting = meet(place, wait_s)
-    except (MissingError, OSError) as error:
+    except (MissingError, OSError, torch.distributed.DistError) as error:
         return _not_met(place, error)
     met_s = time.monotonic() - start
     try:

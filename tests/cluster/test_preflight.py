@@ -117,7 +117,7 @@ def test_where_all_is_well_every_check_says_so_and_leaves_nothing(outcomes, tmp_
     assert "2 on 2 node(s)" in well.line("ok", "ranks")
     assert "gloo: " in well.line("ok", "all-reduce") and "GB/s" in well.line("ok", "all-reduce")
     assert "bad nodes" not in well.told and not well.out["1"]
-    (run,) = tmp_path_factory.getbasetemp().glob("preflight*/runs/well")
+    (run,) = tmp_path_factory.getbasetemp().glob("preflight[0-9]*/runs/well")
     assert not list(run.iterdir())
 
 
@@ -144,7 +144,7 @@ def test_a_port_that_another_program_has_is_named(outcomes):
 def test_other_settings_on_one_node_are_named_by_key(outcomes):
     settings = outcomes["settings"]
     assert settings.codes == {"0": 3, "1": 3}
-    assert "n2  train.seed '5', elsewhere '0'" in settings.line("FAIL", "settings")
+    assert "n2    train.seed '5', elsewhere '0'" in settings.line("FAIL", "settings")
     assert settings.told.endswith("\nbad nodes: n2\n")
 
 

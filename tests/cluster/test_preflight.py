@@ -84,13 +84,9 @@ def outcomes(tiny_index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("preflight")
     made = Scenarios(folder, tiny_index)
     wait = ("--wait-s", "2")
-    quick = {
-        "constants": {
-            "storydist.cluster.meeting.ANSWER_S": 4,
-            "storydist.cluster.preflight.ANSWER_S": 4,
-            "storydist.cluster.preflight.BYE_S": 1,
-        }
-    }
+    constants = {"meeting.ANSWER_S": 4, "preflight.ANSWER_S": 4, "preflight.BYE_S": 1, "network.REDUCE_S": 3}
+    constants |= {"meeting.EXCHANGE_S": 2}
+    quick = {"constants": {f"storydist.cluster.{name}": value for name, value in constants.items()}}
     made.add("well", {}, {})
     made.add("missing", {}, None, {}, words=wait)
     made.add("first missing", None, {}, words=wait)
@@ -108,6 +104,7 @@ def outcomes(tiny_index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -
     (folder / "file").touch()
     made.add("file in the way", {}, {}, words=(f"run.dir={folder / 'file' / 'run'}",))
     made.add("dies", quick, {"calls": {"storydist.cluster.machine.open_files": "die"}})
+    made.add("dies later", quick, {"calls": {"storydist.cluster.network.clock": "die"}}, quick)
     made.add("hangs", quick, {"calls": {"storydist.cluster.folders.scratch": "hang"}})
     made.add("defect", {}, {"calls": {"storydist.cluster.machine.cores": "have a defect"}})
     few = {"environment": {"SLURM_CPUS_PER_TASK": "4096"}}
@@ -191,6 +188,17 @@ def test_a_rank_that_falls_silent_is_named_with_what_it_was_doing(outcomes, name
     assert silent.codes["0"] == 3
     assert f"rank 1 began to check '{check}' and gave no answer within 4 s" in silent.line("FAIL", "ranks")
     assert silent.told.endswith("\nbad nodes: n2\n")
+
+
+def test_whom_a_dying_rank_leaves_waiting_is_not_blamed(outcomes):
+    died = outcomes["dies later"]
+    assert died.codes == {"0": 3, "1": 9, "2": 3}
+    assert "rank 1 began to check 'clock' and gave no answer" in died.line("FAIL", "ranks")
+    assert "\nwarn all-reduce" in died.told and died.told.endswith("\nbad nodes: n2\n")
+
+
+def test_what_was_not_tried_is_told(outcomes):
+    assert "all-reduce were not tried" in outcomes["mistake"].line("warn", "together")
 
 
 def test_a_check_that_has_a_defect_ends_no_other(outcomes):

@@ -15,7 +15,7 @@ import torch
 
 from storydist.cluster import alike, gpu
 from storydist.cluster.finding import NODES, SETTINGS, Finding, Verdict, fail, judge, ok, table, warn
-from storydist.cluster.meeting import ANSWER_S, Meeting, MissingError, meet
+from storydist.cluster.meeting import ANSWER_S, CONNECT_S, Meeting, MissingError, meet
 from storydist.cluster.place import Place
 from storydist.cluster.rank import Check, Rank, SkippedError
 from storydist.command import message_of
@@ -32,11 +32,14 @@ def preflight(place: Place, load: Callable[[], Config], lead_s: int | None, wait
     `load`: reads the settings; `wait_s`: how long ranks are waited for. Collective: every rank calls it.
     """
     start = time.monotonic()
-    _leave_after(wait_s + 5 * ANSWER_S)
+    where = f"{place.master_address}:{place.master_port}"
+    silent = _leave_after(2 * wait_s + CONNECT_S, f"no answer at {where}: another program may listen there")
     try:
         meeting = meet(place, wait_s)
     except (MissingError, OSError, torch.distributed.DistError) as error:
         return _not_met(place, error)
+    silent.cancel()
+    _leave_after(5 * ANSWER_S, "the checks came to no end")
     met_s = time.monotonic() - start
     try:
         rank = Rank(place, load, lead_s)
@@ -150,13 +153,14 @@ def _part(meeting: Meeting) -> None:
         meeting.hear_all("bye", BYE_S)
 
 
-def _leave_after(seconds: float) -> None:
+def _leave_after(seconds: float, why: str) -> threading.Timer:
     """A call into the network or a dead mount may never return; the job must not wait for it."""
 
     def leave() -> None:
-        print(f"preflight: no end within {seconds:g} s", file=sys.stderr, flush=True)
+        print(f"preflight: {why} ({seconds:g} s)", file=sys.stderr, flush=True)
         os._exit(NODES)
 
     timer = threading.Timer(seconds, leave)
     timer.daemon = True
     timer.start()
+    return timer

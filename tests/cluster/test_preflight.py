@@ -90,7 +90,13 @@ def outcomes(tiny_index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -
     made.add("well", {}, {})
     made.add("missing", {}, None, {}, words=wait)
     made.add("first missing", None, {}, words=wait)
-    made.add("port taken", {}, None, words=wait, **{"port taken": True})
+    made.add(
+        "port taken",
+        {},
+        {"constants": {"storydist.cluster.preflight.CONNECT_S": 0}},
+        words=wait,
+        **{"port taken": True},
+    )
     made.add("settings", {}, {"config": str(made.other)})
     made.add("mistake", {}, {}, words=("train.stepz=3",))
     for name in ("here", "there"):
@@ -140,7 +146,8 @@ def test_without_rank_0_the_others_name_its_node(outcomes):
 
 def test_a_port_that_another_program_has_is_named(outcomes):
     taken = outcomes["port taken"]
-    assert taken.codes == {"0": 3}
+    assert taken.codes == {"0": 3, "1": 3}
+    assert "no answer at 127.0.0.1:" in taken.err["1"]  # what listens there says nothing
     assert "rank 0 cannot listen at 127.0.0.1:" in taken.told and "another program has it" in taken.told
     assert "\nbad nodes: n1\n" in taken.told
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import storydist
 from storydist.cluster.finding import Finding, fail, ok
 from storydist.config import Config
 from storydist.data.files import sha256_file
@@ -87,7 +86,7 @@ def _summary(check: str, values: Mapping[str, str]) -> str:
 def _digest_of_program() -> str:
     """Of every Python file of the package: it tells copies apart that git cannot, or where there is no git."""
     digest = hashlib.sha256()
-    root = Path(storydist.__file__).parent
+    root = Path(__file__).resolve().parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)} {sha256_file(path)}\n".encode())
     return digest.hexdigest()[:12]

@@ -107,11 +107,11 @@ def one_folder(meeting: Meeting, run: Path) -> list[Finding]:
             meeting.tell("mark", mark.name if mark.exists() else None)  # the others wait for it
         try:
             for other in list(meeting.speakers.values())[1:]:
-                meeting.hear("saw", other)
+                meeting.hear_soon("saw", other)
         finally:
             mark.unlink(missing_ok=True)
         return [ok(check, f"all {len(meeting.speakers)} node(s) see {run}")]
-    name = meeting.hear("mark", 0)
+    name = meeting.hear_soon("mark", 0)
     if name is None:
         return []
     seen = (run / name).exists()

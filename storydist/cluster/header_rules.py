@@ -50,7 +50,8 @@ def variables(script: Script) -> Iterator[Fault]:
 
 
 def no_signal(script: Script) -> Iterator[Fault]:
-    if script.option("signal") is None:
+    trains = any("train.py" in word for command in script.commands for word in command.own_words)
+    if trains and script.option("signal") is None:  # others have nothing to save
         yield _missing(
             script,
             "no-signal",

@@ -2,15 +2,13 @@
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from storydist.cluster import fault
+from storydist.cluster import fault, slurm
 from storydist.cluster.finding import Finding, fail, ok, warn
 from storydist.cluster.header_rules import RESOLUTION_S
 from storydist.cluster.script import read_script
@@ -18,7 +16,6 @@ from storydist.training.log import LOG, METRICS
 
 CHECK = "lead time"
 RECENT = 50  # lines of a run's logs that are looked at
-ASKED_S = 5
 _SAVED = re.compile(r"saved in ([0-9.]+) s; the loop waited ([0-9.]+) s")
 
 
@@ -77,13 +74,6 @@ def _record(line: str) -> dict[str, Any]:
 
 
 def _of_script(job_id: str) -> int | None:
-    """What the script that Slurm keeps of a job says; options of sbatch's command line are not in it."""
-    program = shutil.which("scontrol")
-    if program is None:
-        return None
-    try:
-        command = [program, "write", "batch_script", job_id, "-"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASKED_S, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return None if done.returncode else fault.lead_s(read_script(Path("batch script"), done.stdout))
+    """What the job's own script says; None where it cannot be had or says nothing."""
+    text = slurm.batch_script(job_id)
+    return fault.lead_s(read_script(Path("batch script"), text)) if text else None

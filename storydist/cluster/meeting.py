@@ -15,6 +15,7 @@ from storydist.cluster.place import Place
 
 CONNECT_S = 5.0  # how long one try to reach rank 0 takes
 ANSWER_S = 120.0  # how long a rank may take over its checks; a dead server of shards is tried for a minute
+EXCHANGE_S = 30.0  # while all ranks are at the same check
 POLL_S = 0.02
 
 
@@ -57,6 +58,10 @@ class Meeting:
                 [self.nodes[rank]],
             ) from None
         return json.loads(self.store.get(f"{subject}/{rank}"))
+
+    def hear_soon(self, subject: str, rank: int) -> Any:
+        """As `hear`, of a rank that is at the same check."""
+        return self.hear(subject, rank, EXCHANGE_S)
 
     def hear_all(self, subject: str, wait_s: float | None = None) -> tuple[dict[int, Any], list[MissingError]]:
         """{rank: what it says}, and who fell silent; all of them together are waited for once."""

@@ -87,14 +87,14 @@ def clock(meeting: Meeting, now: Callable[[], float] = time.time) -> list[Findin
     if rank == 0:
         for other in list(speakers.values())[1:]:
             for number in range(EXCHANGES):
-                meeting.hear(f"ask-{number}", other)
+                meeting.hear_soon(f"ask-{number}", other)
                 meeting.tell(f"time-{number}-{other}", now())
         return [] if len(speakers) > 1 else [ok(CLOCK, "one node")]
     offsets = []
     for number in range(EXCHANGES):
         asked = now()
         meeting.tell(f"ask-{number}", None)
-        told = meeting.hear(f"time-{number}-{rank}", 0)
+        told = meeting.hear_soon(f"time-{number}-{rank}", 0)
         heard = now()
         offsets.append((heard - asked, (asked + heard) / 2 - told))
     took_s, ahead_s = min(offsets)

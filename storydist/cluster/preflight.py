@@ -9,18 +9,20 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
 from storydist.cluster import alike, gpu
-from storydist.cluster.finding import NODES, SETTINGS, Finding, Verdict, fail, judge, ok, table
-from storydist.cluster.meeting import ANSWER_S, Meeting, MissingError, meet
+from storydist.cluster.finding import NODES, SETTINGS, Finding, Verdict, fail, judge, ok, table, warn
+from storydist.cluster.meeting import ANSWER_S, CONNECT_S, Meeting, MissingError, meet
 from storydist.cluster.place import Place
 from storydist.cluster.rank import Check, Rank, SkippedError
 from storydist.command import message_of
 from storydist.config import Config
 
 BAD_NODES = "bad nodes: "  # begins the line that slurm/life.sh reads
+JOINT = ("room", "one folder", "clock", "all-reduce")  # what the ranks try together
 BYE_S = 5.0  # rank 0 keeps the store until all have read the verdict
 
 
@@ -30,11 +32,14 @@ def preflight(place: Place, load: Callable[[], Config], lead_s: int | None, wait
     `load`: reads the settings; `wait_s`: how long ranks are waited for. Collective: every rank calls it.
     """
     start = time.monotonic()
-    _leave_after(wait_s + 3 * ANSWER_S)
+    where = f"{place.master_address}:{place.master_port}"
+    silent = _leave_after(2 * wait_s + CONNECT_S, f"no answer at {where}: another program may listen there")
     try:
         meeting = meet(place, wait_s)
     except (MissingError, OSError, torch.distributed.DistError) as error:
         return _not_met(place, error)
+    silent.cancel()
+    _leave_after(5 * ANSWER_S, "the checks came to no end")
     met_s = time.monotonic() - start
     try:
         rank = Rank(place, load, lead_s)
@@ -51,7 +56,7 @@ def preflight(place: Place, load: Callable[[], Config], lead_s: int | None, wait
             first = ok("ranks", f"{place.world_size} on {len(meeting.speakers)} node(s), met within {met_s:.1f} s")
             code = _conclude([replace(first, node=place.node), *findings], tuple(meeting.speakers), start)
             meeting.tell("verdict", code)
-        code = meeting.hear("verdict", 0)
+        code = meeting.hear("verdict", 0, 2 * ANSWER_S)
         _part(meeting)
         return code
     except (MissingError, torch.distributed.DistError) as error:
@@ -65,7 +70,7 @@ def _run(checks: dict[str, Check], meeting: Meeting) -> list[dict[str, object]]:
         meeting.at(name)
         try:
             findings += check()
-        except SkippedError:
+        except (SkippedError, MissingError):  # who fell silent is told once, when all are heard
             continue
         except (ValueError, OSError) as error:
             findings.append(fail(name, message_of(error), "see the message; it holds for the training too"))
@@ -82,14 +87,29 @@ def _heard(meeting: Meeting, subject: str) -> list[Finding]:
         fail("ranks", str(error), "look at that node: its log, dmesg, mounts", of_node=True, node=error.nodes[0])
         for error in missing
     ]
+    if missing:  # the others could not but fail at what they try with them
+        findings = [replace(one, level="warn") if _is_joint(one) else one for one in findings]
     if subject == "alone":
-        facts = {meeting.nodes[rank]: told["facts"] for rank, told in reversed(heard.items()) if told["facts"]}
-        findings += alike.compare(dict(reversed(facts.items())), tuple(alike.REMEDIES))
-        findings += gpu.shared({rank: told["gpu"] for rank, told in heard.items()}, meeting.nodes)
+        findings += _compared(meeting, heard)
         broken = {finding.check for finding in findings if finding.level == "FAIL"} & {"GPU", "device"}
-        complete = all(told["complete"] for told in heard.values())
-        meeting.tell("go", bool(complete and not missing and not broken))
+        go = not missing and not broken and all(told["complete"] for told in heard.values())
+        meeting.tell("go", go)
+        if not go:
+            told = f"{', '.join(JOINT)} were not tried, because of what fails"
+            findings.append(replace(warn("together", told, "mend that first"), node=meeting.place.node))
     return findings
+
+
+def _is_joint(finding: Finding) -> bool:
+    return finding.level == "FAIL" and finding.check in JOINT
+
+
+def _compared(meeting: Meeting, heard: dict[int, Any]) -> list[Finding]:
+    """What the nodes have unlike, and GPUs that several ranks would take."""
+    first = {node: heard[rank] for node, rank in meeting.speakers.items() if rank in heard}
+    facts = {node: told["facts"] for node, told in first.items()}
+    uuids = {rank: told["gpu"] for rank, told in heard.items()}
+    return [*alike.compare(facts, tuple(alike.REMEDIES)), *gpu.shared(uuids, meeting.nodes)]
 
 
 def _conclude(findings: list[Finding], nodes: tuple[str, ...], start: float) -> int:
@@ -133,13 +153,14 @@ def _part(meeting: Meeting) -> None:
         meeting.hear_all("bye", BYE_S)
 
 
-def _leave_after(seconds: float) -> None:
+def _leave_after(seconds: float, why: str) -> threading.Timer:
     """A call into the network or a dead mount may never return; the job must not wait for it."""
 
     def leave() -> None:
-        print(f"preflight: no end within {seconds:g} s", file=sys.stderr, flush=True)
+        print(f"preflight: {why} ({seconds:g} s)", file=sys.stderr, flush=True)
         os._exit(NODES)
 
     timer = threading.Timer(seconds, leave)
     timer.daemon = True
     timer.start()
+    return timer

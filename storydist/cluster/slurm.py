@@ -49,6 +49,11 @@ def job_of(job_id: str | None) -> dict[str, Any]:
     return {"id": job_id, "restarts": int(fields.get("Restarts", 0)), **times}
 
 
+def batch_script(job_id: str) -> str:
+    """The script that Slurm keeps of a job; "" when nobody answers. Options of sbatch's command line are not in it."""
+    return _ask("write", "batch_script", job_id, "-")
+
+
 def _time(text: str) -> float | None:
     try:
         return datetime.fromisoformat(text).timestamp()

@@ -25,7 +25,7 @@ from storydist.command import run_command
 
 
 def _hang(*_: Any) -> None:
-    time.sleep(12)  # longer than anyone waits
+    time.sleep(8)  # longer than anyone waits
 
 
 def _die(*_: Any) -> None:

@@ -26,9 +26,7 @@ LAUNCHER = os.getppid() if {"RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.k
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="launch/train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument("--resume", action="store_true", help="go on from run.dir's newest whole checkpoint, if any")
     parser.add_argument(
@@ -68,6 +66,7 @@ def main() -> int:
 
 def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tuple[str, ...]) -> int:
     """Begins the run or goes on with it, to its end; returns the exit code."""
+    from storydist.cluster.slurm import job_of
     from storydist.run_folder import write_facts
     from storydist.training.keep import require_free
     from storydist.training.trainer import restore_newest, train
@@ -82,6 +81,7 @@ def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tu
         return 0
     if run.accelerator.is_main_process:
         write_facts(run.path, run.config)
+        run.ledger.job = job_of(os.environ.get("SLURM_JOB_ID"))
     say(
         f"{run.path}: step {run.state.step} of {num_steps}, {run.stream.num_samples} samples an epoch, "
         f"{run.num_weights / 1e6:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"

@@ -112,6 +112,14 @@ def read_heartbeat(path: Path, life: str) -> Record | None:
         return None
 
 
+def last_sign(run: Path, rank: int) -> float | None:
+    """When a rank last told anything, seconds since 1970; None when it never has. A new life of the run erases it."""
+    try:
+        return heartbeat_path(run, rank).stat().st_mtime
+    except OSError:
+        return None
+
+
 def started(pid: int) -> str:
     """When the kernel started a process, in ticks since it booted; "" where that cannot be known."""
     try:

@@ -1,6 +1,7 @@
 """The loop: one run from its first step, or from a checkpoint, to its last."""
 
 import math
+import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from storydist.losses import counts
 from storydist.model import StoryModel, data_facts
 from storydist.training import checkpoint, failure, keep, quarantine
 from storydist.training.checkpoint import Identity, TrainState
+from storydist.training.heartbeat import last_sign
 from storydist.training.identity import of_all_ranks, require_same
+from storydist.training.ledger import EVALUATION, LEDGER, SAVING, Ledger
 from storydist.training.log import LOG, RunLog
 from storydist.training.meter import Meter
 from storydist.training.micro_batch import dropout_seed, left_out, losses_of, telling
@@ -52,6 +55,7 @@ class Run:
     identity: Identity
     preemption: Preemption
     watchdog: Watchdog  # not entered: whoever starts the processes knows when they begin and end
+    ledger: Ledger
 
     @property
     def path(self) -> Path:
@@ -87,8 +91,11 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data)).to(accelerator.device)
     preemption = Preemption()
     watchdog = _watchdog(config, index, accelerator, preemption)
+    ledger = _ledger(config, accelerator)
     strategy = _build_strategy(config, accelerator, model)
-    return Run(config, index, accelerator, model, strategy, stream, TrainState(), identity, preemption, watchdog)
+    return Run(
+        config, index, accelerator, model, strategy, stream, TrainState(), identity, preemption, watchdog, ledger
+    )
 
 
 def _build_accelerator(config: "Config") -> Accelerator:
@@ -120,6 +127,19 @@ def _watchdog(config: "Config", index: ShardIndex, accelerator: Accelerator, pre
         ask=preemption.ask,
         log=path / LOG,
     )
+
+
+def _ledger(config: "Config", accelerator: Accelerator) -> Ledger:
+    run, train = Path(config.run.dir), config.train
+    facts = {
+        "steps": train.steps,
+        "global_batch": train.global_batch,
+        "micro_batch": train.micro_batch,
+        "world_size": accelerator.num_processes,
+        "device": accelerator.device.type,
+    }
+    path = run / LEDGER if accelerator.is_main_process else Path(os.devnull)
+    return Ledger(path, former_sign=last_sign(run, rank=0), facts=facts)
 
 
 def _require_fit(config: "Config", index: ShardIndex) -> None:
@@ -184,6 +204,7 @@ def train(run: Run) -> int:
     num_steps, meter = config.train.steps, Meter(run)
     with ExitStack() as stack:
         stack.enter_context(run.preemption)
+        stack.enter_context(run.ledger.life(state))
         log = stack.enter_context(RunLog(run.path, state, num_steps)) if run.accelerator.is_main_process else None
         writer = stack.enter_context(_writer(run, log)) if log else None
         if log:
@@ -193,7 +214,7 @@ def train(run: Run) -> int:
         )
         stop = False
         if state.owes_evaluation:  # a signal came before it
-            with meter.paused():
+            with meter.paused(), run.ledger.spent(EVALUATION):
                 stop = not _evaluate(run, meter, log, writer)
         while state.step < num_steps and not stop:
             run.watchdog.phase("data", state.step + 1)
@@ -218,13 +239,15 @@ def train(run: Run) -> int:
                     values["gradient_norm"] = norm
                 if log:
                     log.train(state.step, num_steps, values)
+                run.ledger.note("steps")
             with meter.paused():
                 every = config.train.evaluate_every
                 state.owes_evaluation = bool(every) and (last or state.step % every == 0)
                 if last or stop or state.owes_evaluation or state.step % config.train.save_every == 0:
                     _save(run, meter, writer)
                 if state.owes_evaluation and not stop:
-                    stop = not _evaluate(run, meter, log, writer)
+                    with run.ledger.spent(EVALUATION):
+                        stop = not _evaluate(run, meter, log, writer)
             if log:
                 log.advance(state.step)
         _finish_saving(run, writer)
@@ -331,24 +354,26 @@ def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
 
 
 def _writer(run: Run, log: RunLog) -> CheckpointWriter:
-    return CheckpointWriter(run.path, run.config.checkpoint, run.state.step, flush=log.to_disk, say=log.say)
+    return CheckpointWriter(run.path, run.config.checkpoint, run.state.step, log.to_disk, log.say, run.ledger.written)
 
 
 def _save(run: Run, meter: Meter, writer: CheckpointWriter | None) -> None:
     """Has rank 0 write a checkpoint beside the loop. Raises OSError on every rank when the one before failed."""
     run.watchdog.phase("save", run.state.step)
-    run.state.interval = meter.total().tolist()
-    if run.accelerator.scaler is not None:
-        run.state.scaler = run.accelerator.scaler.state_dict()
-    full = run.strategy.full_state()
-    with failing_together():
-        if writer:
-            writer.save(run.state, run.identity, full.model, full.optimizer, full.ema)
+    with run.ledger.spent(SAVING):
+        run.state.interval = meter.total().tolist()
+        if run.accelerator.scaler is not None:
+            run.state.scaler = run.accelerator.scaler.state_dict()
+        full = run.strategy.full_state()
+        with failing_together():
+            if writer:
+                writer.save(run.state, run.identity, full.model, full.optimizer, full.ema)
+    run.ledger.note("saved")
 
 
 def _finish_saving(run: Run, writer: CheckpointWriter | None) -> None:
     """Waits until the last checkpoint exists. Raises OSError on every rank when it could not be written."""
     run.watchdog.phase("barrier", run.state.step)
-    with failing_together():
+    with run.ledger.spent(SAVING), failing_together():
         if writer:
             writer.finish()

@@ -11,7 +11,8 @@ not in the elastic case), launchers change. After each kill nothing of the run m
 name has to be whole, and the newest not older than the last one told as saved.
 
 Plans follow from --seed, case and number alone. What was done is in OUT/CASE/journal.jsonl, and the same command goes
-on from there. Exit codes: 0 nothing was lost or wrong; 1 something was.
+on from there; OUT/chaos.json counts kills by case, launcher, deed and phase. Exit codes: 0 nothing was lost or wrong;
+1 something was.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import yaml
 from benchmarks.chaos_compare import difference, distance
 from benchmarks.chaos_life import Life, Plan, draw, live, undisturbed
 from benchmarks.chaos_processes import kill, living
-from benchmarks.chaos_tables import tables
+from benchmarks.chaos_tables import counts, tables
 from storydist.command import positive_int, run_command
 from storydist.data.files import write_atomic
 
@@ -89,7 +90,8 @@ def main() -> int:
             for done in [pool.submit(campaign.run) for campaign in campaigns]:
                 done.result()
     journals = {campaign.case.name: campaign.entries() for campaign in campaigns}
-    (out / "chaos.json").write_text(json.dumps(journals, indent=1) + "\n")
+    lines = ",\n".join(map(json.dumps, counts(journals)))
+    (out / "chaos.json").write_text(f"[\n{lines}\n]\n")
     text, is_well = tables(journals)
     print(text)
     return 0 if is_well else 1

@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.chaos_life import DEEDS, PHASES
@@ -32,14 +32,31 @@ def tables(journals: Mapping[str, Entries]) -> tuple[str, bool]:
     return "\n\n".join(parts + (["\n".join(problems)] if problems else [])), not problems
 
 
+def counts(journals: Mapping[str, Entries]) -> list[dict[str, Any]]:
+    """A record for each case, launcher, deed and phase that was met: kills, how many of them the run went on from, how
+    many lost something or led to something wrong.
+    """
+    found: dict[tuple[str, str, str, str], list[int]] = {}
+    for case, entries in journals.items():
+        for life, resumed in _killed(entries):
+            key = (case, life["plan"]["launcher"], life["plan"]["deed"], life["phase"])
+            new = (1, resumed, _problems([life], "lost"), _problems([life], "wrong"))
+            found[key] = [a + b for a, b in zip(found.get(key, [0] * 4), new, strict=True)]
+    names = ("case", "launcher", "deed", "phase", "kills", "resumed", "lost", "wrong")
+    return [dict(zip(names, (*key, *numbers), strict=True)) for key, numbers in sorted(found.items())]
+
+
 def _cases(journals: Mapping[str, Entries]) -> str:
-    ends_well, gone_s = "runs to their end, the same bit for bit", "seconds until gone, median (most)"
+    ends_well, gone_s = (
+        "runs to their end, the same bit for bit",
+        "seconds until what was not killed is gone, median (most)",
+    )
     rows = [f"| case | kills | resumed | lost | wrong | orphans | {ends_well} | {gone_s} |"]
     rows.append("|---|---|---|---|---|---|---|---|")
     for case, entries in journals.items():
         lives, ends = ([e for e in entries if e["kind"] == kind] for kind in ("life", "end"))
         killed = [life for life in lives if life["killed"]]
-        gone = [life["gone_s"] for life in killed if not life["never_met"] and not _at_once(life)] or [0.0]
+        gone = [life["gone_s"] for life in killed if _left_by_itself(life)] or [0.0]
         lost, wrong, orphans = (_problems(lives, kind) for kind in ("lost", "wrong", "left"))
         same = f"{sum(end['difference'] is None for end in ends)} of {len(ends)}"
         if apart := [end["losses"] for end in ends if "losses" in end]:
@@ -54,7 +71,7 @@ def _cases(journals: Mapping[str, Entries]) -> str:
 def _kills(
     title: str, kind: str, journals: Mapping[str, Entries], order: Sequence[str], of: Callable[[dict[str, Any]], str]
 ) -> str:
-    """Kills of each case by `of`; the last column says how many of them were followed by a resume."""
+    """Kills of each case by `of`."""
     cases = list(journals)
     killed = {case: [e for e in entries if e["kind"] == "life" and e["killed"]] for case, entries in journals.items()}
     found = {of(life) for lives in killed.values() for life in lives}
@@ -66,17 +83,22 @@ def _kills(
     return f"Kills {title}:\n\n" + "\n".join(rows)
 
 
-def _at_once(life: dict[str, Any]) -> bool:
-    return life["plan"].get("at_once", False)
+def _left_by_itself(life: dict[str, Any]) -> bool:
+    """Something was not killed and was waited for."""
+    plan = life["plan"]
+    return not (plan["deed"].endswith("all") or plan.get("at_once") or life["never_met"])
 
 
 def _resumed(entries: Entries) -> int:
-    """Kills after which the next life of the run was in order."""
+    return sum(resumed for _, resumed in _killed(entries))
+
+
+def _killed(entries: Entries) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Lives that were killed, and whether the next life of the run was in order."""
     lives = [entry for entry in entries if entry["kind"] == "life"]
-    return sum(
-        life["killed"] and life["run"] == later["run"] and not later["problems"]
-        for life, later in itertools.pairwise(lives)
-    )
+    for life, later in itertools.zip_longest(lives, lives[1:]):
+        if life["killed"]:
+            yield life, bool(later) and later["run"] == life["run"] and not later["problems"]
 
 
 def _problems(lives: Entries, kind: str) -> int:

@@ -5,7 +5,8 @@
 
 Three figures, of the real loop: processor time of one `Watchdog.phase` and of one look of the thread, each by itself,
 over that of a step; and steps with the watchdog against steps without it, in turns of a few steps within one run.
-`--busy-disk` lets another process write and flush all the while.
+By the clock a phase may take milliseconds: its write lets go of the interpreter, which a thread that reads ahead then
+keeps for its turn of 5 ms. `--busy-disk` lets another process write and flush all the while.
 """
 
 import argparse
@@ -166,15 +167,17 @@ def _told(turns: list[Turn], costs: Costs) -> str:
     step_wall_s = statistics.median(turn.wall_s / turn.steps for turn in turns)
     step_cpu_s = statistics.median(turn.cpu_s / turn.steps for turn in turns)
     phase_s, look_s = statistics.mean(costs.phase_cpu_s), statistics.mean(costs.look_cpu_s or [0.0])
+    waited_s = statistics.mean(costs.phase_wall_s)
     pairs = list(zip(turns[::2], turns[1::2], strict=True))
     rows = [
         ("a step, milliseconds: clock, processor", f"{1e3 * step_wall_s:.1f}, {1e3 * step_cpu_s:.1f}"),
         ("phases told in a step", f"{num_phases:.1f}"),
         ("microseconds of processor time a phase, mean", f"{1e6 * phase_s:.1f}"),
         ("the same by the clock: median, 99 of 100, most", _quantiles(costs.phase_wall_s, 1e6)),
-        ("share of a step: phases", f"{100 * num_phases * phase_s / step_cpu_s:.3f} %"),
+        ("share of a step: phases, processor time", f"{100 * num_phases * phase_s / step_cpu_s:.3f} %"),
+        ("share of a step: phases, by the clock", f"{100 * num_phases * waited_s / step_wall_s:.3f} %"),
         ("microseconds of processor time a look (each second)", f"{1e6 * look_s:.0f}"),
-        ("share of a step: looks", f"{100 * look_s * step_wall_s / step_cpu_s:.3f} %"),
+        ("share of a step: looks, processor time", f"{100 * look_s * step_wall_s / step_cpu_s:.3f} %"),
         ("milliseconds a flush (beside the loop): median, 99 of 100, most", _quantiles(costs.flush_wall_s, 1e3)),
         ("steps with it over steps without, processor time", _ratio([_over(a, b, "cpu_s") for a, b in pairs])),
         ("the same by the clock", _ratio([_over(a, b, "wall_s") for a, b in pairs])),

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.chaos import LAUNCHERS
 from benchmarks.chaos_compare import difference, distance
 from benchmarks.chaos_life import DEEDS, Life, Plan, _judge, draw
-from benchmarks.chaos_tables import tables
+from benchmarks.chaos_tables import counts, tables
 from storydist.training import checkpoint
 from storydist.training.checkpoint import TrainState
 from storydist.training.keep import checkpoint_path
@@ -48,7 +48,8 @@ def test_three_killed_lives_end_as_one_that_was_not(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    journal = json.loads((tmp_path / "chaos.json").read_text())["ddp-fp32-2"]
+    journal = [json.loads(line) for line in (tmp_path / "ddp-fp32-2" / "journal.jsonl").read_text().splitlines()]
+    assert sum(count["resumed"] for count in json.loads((tmp_path / "chaos.json").read_text())) == 3
     lives = [entry for entry in journal if entry["kind"] == "life"]
     assert sum(life["killed"] for life in lives) == 3 and not any(life["problems"] for life in lives)
     assert len({life["resumed_at"] for life in lives} - {None}) > 1
@@ -136,4 +137,6 @@ def test_the_tables_count_what_went_wrong():
     assert is_well and "| ddp | 2 | 1 | 0 | 0 | 0 | 1 of 1 |" in text and "| save | 2 |" in text
     text, is_well = tables({"ddp": [well, wrong, end | {"difference": "model.safetensors: w[0]"}]})
     assert not is_well and "| ddp | 2 | 0 | 0 | 1 | 0 | 0 of 1 |" in text
+    record = {"case": "ddp", "launcher": "torchrun", "deed": "KILL rank", "phase": "save"}
+    assert counts({"ddp": [well, wrong]}) == [record | {"kills": 2, "resumed": 0, "lost": 0, "wrong": 1}]
     assert "- ddp run-0 life 1: wrong: it went on" in text and "- ddp run-0: model.safetensors: w[0]" in text

@@ -5,8 +5,8 @@
 Same source and options, same bytes, for any number of workers. A build that was interrupted continues when it is run
 again: shards that are finished and whole are kept. The index is written last; before that the folder is no shard set.
 
-With --part 1/8, --part 2/8, ... the same set is built by as many commands, in any order, at once or not, on any nodes that
-share the folder; whichever ends last writes the index. One that failed is run again alone.
+With --part 1/8, --part 2/8, ... the same set is built by as many commands, in any order, at once or not, on any nodes
+that share the folder; whichever ends last writes the index. One that failed is run again alone.
 """
 
 import argparse

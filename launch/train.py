@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from storydist.training.trainer import Run
 
 LAUNCHER = os.getppid() if {"RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys() else None  # they set one of these
+# A resumed job waits so long for ranks of its last life to notice their end, or for an NFS server to drop their lock.
+LEFTOVERS_S = 120 if "SLURM_JOB_ID" in os.environ else 0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,9 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument("--resume", action="store_true", help="go on from run.dir's newest whole checkpoint, if any")
-    parser.add_argument(
-        "--allow-change", action="append", default=[], metavar="KEY", help="resume although it differs; may be repeated"
-    )
+    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="(repeatable) resume anyway")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example train.steps=200")
     return parser.parse_intermixed_args()  # settings may stand before and after options
 
@@ -60,7 +60,7 @@ def main() -> int:
     with ExitStack() as stack:
         with failing_together():
             if run.accelerator.is_main_process:
-                stack.enter_context(locked(run_dir, say))
+                stack.enter_context(locked(run_dir, say, wait_s=LEFTOVERS_S if arguments.resume else 0))
         run.watchdog.launcher = LAUNCHER
         stack.enter_context(run.watchdog)
         return start(run, say, arguments.resume, tuple(arguments.allow_change))

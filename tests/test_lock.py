@@ -46,6 +46,23 @@ def test_it_is_given_back_on_leaving(tmp_path):
             pass
 
 
+def test_a_run_that_ends_soon_is_waited_for(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    told: list[str] = []
+
+    def report(text: str) -> None:
+        told.append(text)
+        os.kill(holder.pid, signal.SIGKILL)
+
+    with locked(tmp_path / "run", report, wait_s=60):
+        assert holder.wait() == -signal.SIGKILL
+    holder.communicate()
+    assert len(told) == 1 and f"process {holder.pid} on" in told[0] and "waiting up to 60 s" in told[0]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, number):
     def refuse(*_: object) -> None:

@@ -5,11 +5,22 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("cluster.sh")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"}
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Process:
+    """One that lives, as /proc tells it."""
+
+    command: str
+    parent: int
+    node: str  # "" for those of Slurm itself
 
 
 class Box:
@@ -19,7 +30,8 @@ class Box:
         """`shape`: what cluster.sh reads from its environment, such as NODES="3"."""
         self.folder = folder
         clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-        self.environment = clean | {"SLURM_CONF": str(folder / "slurm.conf")}
+        path = f"{clean.get('PATH', '')}:/usr/sbin:/sbin"
+        self.environment = clean | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
         subprocess.run([SCRIPT, "up", folder], check=True, env=self.environment | shape, stdout=subprocess.DEVNULL)
 
     def down(self) -> None:
@@ -48,24 +60,37 @@ class Box:
         deadline = time.monotonic() + seconds
         while True:
             told = self.job(job)
-            if (
-                true()
-                if true
-                else told["JobState"] in ENDED and job not in self.run("squeue", "-h", "-o", "%i").split()
-            ):
+            if true() if true else told["JobState"] in ENDED:
                 return told
             assert time.monotonic() < deadline, told
-            time.sleep(0.1)
+            time.sleep(POLL_S)
 
-    def processes(self) -> dict[int, str]:
-        """Processes of this cluster's jobs, steps among them, by number; not its daemons."""
+    def wait_for_node(self, node: str, *states: str) -> None:
+        """Until it is in one of these states, such as idle or down."""
+        deadline = time.monotonic() + 60
+        while (state := self.run("sinfo", "-h", "-p", "train", "-n", node, "-o", "%T").strip(" *\n")) not in states:
+            assert time.monotonic() < deadline, f"{node} is {state}"
+            time.sleep(POLL_S)
+
+    def start_node(self, node: str) -> None:
+        """Starts a node's slurmd, which must not run, and waits for it."""
+        subprocess.run(["slurmd", "-N", node], check=True, env=self.environment, start_new_session=True)
+        self.wait_for_node(node, "idle")
+
+    def daemon_of(self, node: str) -> int:
+        """The process of a node's slurmd."""
+        return int((self.folder / f"slurmd-{node}.pid").read_text())
+
+    def processes(self) -> dict[int, Process]:
+        """Processes of this cluster's jobs by number, Slurm's own for them included, its daemons not."""
         found = {}
-        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it ended meanwhile
-                words = (path / "environ").read_bytes().split(b"\0")
-                in_job = any(word.startswith(b"SLURM_JOB_ID=") for word in words)
-                command = (path / "cmdline").read_bytes().replace(b"\0", b" ")
-                if mark in words and (in_job or command.startswith(b"slurmstepd")):
-                    found[int(path.name)] = command.decode(errors="replace")
+                pairs = (word.partition(b"=") for word in (path / "environ").read_bytes().split(b"\0"))
+                environment = {key: value.decode(errors="replace") for key, _, value in pairs}
+                command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                of_job = b"SLURM_JOB_ID" in environment or command.startswith("slurmstepd")
+                if environment.get(b"SLURM_CONF") == self.environment["SLURM_CONF"] and of_job:
+                    found[int(path.name)] = Process(command, parent, environment.get(b"SLURMD_NODENAME", ""))
         return found

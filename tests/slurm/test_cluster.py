@@ -20,7 +20,7 @@ def test_two_clusters_run_at_once_and_one_ends_alone_leaving_nothing(box, tmp_pa
     other = Box(tmp_path / "other", NODES="1", GPUS="0")
     stubborn = "trap '' TERM USR1; setsid sleep 600 & while :; do sleep 1; done"
     job = other.submit("--output=/dev/null", f"--wrap={stubborn}")
-    other.wait(job, lambda: any("sleep 600" in command for command in other.processes().values()))
+    other.wait(job, lambda: any("sleep 600" in p.command for p in other.processes().values()))
     other.down()
     assert not other.folder.exists() and other.processes() == {}
     assert box.run("sinfo", "-h", "-p", "train", "-o", "%D %t").split() == ["2", "idle"]

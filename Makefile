@@ -1,4 +1,4 @@
-# make demo | test | lint | gpu-bench | bench-peers | clean. Everything is installed into .venv by itself.
+# make demo | test | lint | chaos | gpu-bench | bench-peers | clean. Everything is installed into .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +6,10 @@ DEMO := demo
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+CHAOS := chaos
+KILLS := 200
 
-.PHONY: demo test lint ci gpu-bench bench-peers clean
+.PHONY: demo test lint ci chaos gpu-bench bench-peers clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=python3.12")'
@@ -35,6 +37,10 @@ lint: $(INSTALLED)
 
 ci: lint test
 
+# Goes on where it was stopped; about an hour for 200 kills on 2 cores.
+chaos: $(INSTALLED)
+	$(BIN)/python benchmarks/chaos.py --out $(CHAOS) --kills $(KILLS) --jobs 2
+
 gpu-bench: $(INSTALLED)
 	PYTHON=$(BIN)/python bash benchmarks/gpu.sh
 
@@ -47,4 +53,4 @@ bench-peers: $(INSTALLED)
 	grep -v '^#' benchmarks/requirements-peers-no-deps.txt | while read -r peer; do $(PEERS)/bin/pip install --quiet --no-deps "$$peer" || echo "could not install $$peer"; done
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(DEMO)
+	rm -rf $(VENV) $(PEERS) $(DEMO) $(CHAOS)

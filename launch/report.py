@@ -23,12 +23,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     # Imported here, so that --help and a mistyped option do not wait for the plotting library.
+    from storydist.cluster.goodput import goodput_of
     from storydist.data.files import check_writable, write_atomic
     from storydist.verdict.page import page_of_run
 
     path = arguments.out or arguments.run / "report.html"
     check_writable(path.parent)
-    text, evaluated = page_of_run(arguments.run, arguments.split)
+    text, evaluated = page_of_run(arguments.run, arguments.split, goodput_of(arguments.run))
     if not evaluated:
         print(
             f"{arguments.run} is not evaluated on {arguments.split}; only its curves are shown. "

@@ -23,17 +23,15 @@ if TYPE_CHECKING:
     from storydist.training.trainer import Run
 
 LAUNCHER = os.getppid() if {"RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys() else None  # they set one of these
-# A resumed job waits so long for ranks of its last life to notice their end, or for an NFS server to drop their lock.
-LEFTOVERS_S = 120 if "SLURM_JOB_ID" in os.environ else 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="launch/train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument("--resume", action="store_true", help="go on from run.dir's newest whole checkpoint, if any")
-    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="(repeatable) resume anyway")
+    parser.add_argument(
+        "--allow-change", action="append", default=[], metavar="KEY", help="resume although it differs; may be repeated"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example train.steps=200")
     return parser.parse_intermixed_args()  # settings may stand before and after options
 
@@ -46,7 +44,7 @@ def main() -> int:
     from storydist.data.index import ShardIndex
     from storydist.data.location import absolute
     from storydist.run_folder import code_version
-    from storydist.training.lock import locked
+    from storydist.training.lock import LEAVING_S, locked
     from storydist.training.ranks import failing_together
     from storydist.training.trainer import build_run
 
@@ -60,7 +58,7 @@ def main() -> int:
     with ExitStack() as stack:
         with failing_together():
             if run.accelerator.is_main_process:
-                stack.enter_context(locked(run_dir, say, wait_s=LEFTOVERS_S if arguments.resume else 0))
+                stack.enter_context(locked(run_dir, say, LEAVING_S if arguments.resume else 0.0))
         run.watchdog.launcher = LAUNCHER
         stack.enter_context(run.watchdog)
         return start(run, say, arguments.resume, tuple(arguments.allow_change))
@@ -68,6 +66,7 @@ def main() -> int:
 
 def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tuple[str, ...]) -> int:
     """Begins the run or goes on with it, to its end; returns the exit code."""
+    from storydist.cluster.slurm import job_of
     from storydist.run_folder import write_facts
     from storydist.training.keep import require_free
     from storydist.training.trainer import restore_newest, train
@@ -82,6 +81,7 @@ def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tu
         return 0
     if run.accelerator.is_main_process:
         write_facts(run.path, run.config)
+        run.ledger.job = job_of(os.environ.get("SLURM_JOB_ID"))
     say(
         f"{run.path}: step {run.state.step} of {num_steps}, {run.stream.num_samples} samples an epoch, "
         f"{run.num_weights / 1e6:.2f} M parameters, {run.accelerator.num_processes} rank(s) on {run.accelerator.device}"

@@ -52,6 +52,7 @@ def run_command(main: Callable[[], int | None]) -> int:
 
 def message_of(error: ValueError | OSError) -> str:
     """What a user is told of an error."""
+    told = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+        told = f"{error.filename}: {error.strerror}"
+    return "\n".join([told, *getattr(error, "__notes__", ())])

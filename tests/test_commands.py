@@ -38,8 +38,8 @@ from tests.story_tables import (
 )
 
 SHARDING = ("shards/synthesize.py", "shards/build.py", "shards/verify.py")
-OF_A_RUN = ("launch/evaluate.py", "launch/predict.py", "launch/report.py", "launch/compare.py")
-COMMANDS = (*SHARDING, "launch/train.py", *OF_A_RUN)
+OF_A_RUN = ("launch/evaluate.py", "launch/predict.py", "launch/report.py", "launch/compare.py", "launch/goodput.py")
+COMMANDS = (*SHARDING, "launch/train.py", "launch/plan.py", *OF_A_RUN)
 TRAIN = "train-00000-of-00001.parquet"
 SMALL = """
 model: {width: 16, frame_channels: [4, 8], latent_width: 16, text_embedding: 8, text_hidden: 8, text_target_width: 12,
@@ -589,8 +589,7 @@ def test_a_run_that_is_going_on_is_left_alone(shards, config, trained, tmp_path)
     run = shutil.copytree(trained, tmp_path / "run")
     (run / ".lock").unlink()
     with locked(run, print):
-        arguments = ["--config", config, f"data.shards={shards}", f"run.dir={run}", "--resume"]
-        message = refused("launch/train.py", *arguments, "train.steps=2", "--allow-change", "train.steps")
+        message = refused("launch/train.py", "--config", config, f"data.shards={shards}", f"run.dir={run}")
     assert f"{run} is in use by another run: process {os.getpid()} on " in message
 
 

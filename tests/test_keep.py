@@ -1,5 +1,8 @@
 """The checkpoints of a run: the newest whole one is found, and pruning keeps what could be needed."""
 
+import contextlib
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,33 @@ def test_damaged_checkpoints_are_named_and_passed_over(tmp_path):
         "checkpoint step 3 is damaged and passed over",
         "checkpoint step 2 is damaged and passed over",
     ]
+
+
+def test_a_folder_that_was_renamed_is_passed_over(tmp_path):
+    save(tmp_path, 1, 2)
+    checkpoint_path(tmp_path, 1).rename(checkpoint_path(tmp_path, 3))
+    told: list[str] = []
+    assert newest_valid(tmp_path, told.append) == 2
+    assert told == [f"checkpoint step 3 is damaged and passed over: {checkpoint_path(tmp_path, 3)} holds step 1"]
+
+
+@pytest.mark.parametrize(("number", "passed_over"), [(errno.EIO, True), (errno.ESTALE, False), (errno.EACCES, False)])
+def test_only_what_is_broken_is_passed_over_and_removed(tmp_path, monkeypatch, number, passed_over):
+    save(tmp_path, 1, 2, 3)
+    read = checkpoint.sha256_file
+
+    def fail(path: Path) -> str:
+        if path.parent.name == "step-00000002":
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_file", fail)
+    with contextlib.nullcontext() if passed_over else pytest.raises(OSError, match=os.strerror(number)):
+        prune(tmp_path, CheckpointConfig(keep_last=2), TrainState(step=3), print)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in ((1, 3) if passed_over else (1, 2, 3))]
+    checkpoint_path(tmp_path, 3).rename(tmp_path / "away")
+    with contextlib.nullcontext() if passed_over else pytest.raises(OSError, match=os.strerror(number)):
+        assert newest_valid(tmp_path, print) == 1
 
 
 def test_a_newer_version_s_checkpoint_is_not_passed_over(tmp_path):

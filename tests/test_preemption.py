@@ -22,6 +22,25 @@ def test_a_signal_only_sets_the_flag(number: signal.Signals):
     assert signal.getsignal(number) is before
 
 
+LATE = """
+import os
+import signal
+from storydist.training.preemption import leave_at_once_on_signals
+
+class Late:  # deleted when the interpreter no longer has its handlers
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR1):
+        kill(pid, number)
+
+leave_at_once_on_signals()
+late = Late()
+raise SystemExit(3)
+"""
+
+
+def test_a_signal_while_the_interpreter_ends_changes_no_exit_code():
+    assert subprocess.run([sys.executable, "-c", LATE], cwd=ROOT, timeout=60, check=False).returncode == 3
+
+
 STUCK = """
 import ctypes
 from storydist.training.preemption import Preemption

@@ -337,4 +337,5 @@ def test_all_commands_work_on_a_trained_run(tiny_index, tmp_path, monkeypatch, c
     assert all(name in shown and all(floor in shown for floor in m["floors"]) for name, m in judged["metrics"].items())
     assert run_in_place(monkeypatch, launch.report, str(folder)) == 0
     page = (folder / "report.html").read_text()
+    assert "Time spent training: " in page
     assert all(html.escape(name, quote=False) in page.replace("&#34;", '"') for name in judged["metrics"])

@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 import os
 import signal
@@ -11,11 +12,13 @@ from accelerate.state import AcceleratorState
 
 from storydist.run_folder import load_run, write_facts
 from storydist.training import micro_batch
+from storydist.training.checkpoint import TrainState
 from storydist.training.difference import first_difference
 from storydist.training.keep import checkpoint_path, list_steps
 from storydist.training.log import MEASURED
 from storydist.training.preemption import REQUEUE
 from storydist.training.trainer import build_run, restore_newest, train
+from storydist.training.writer import CheckpointWriter
 from storydist.verdict.truth import truth_of
 from tests.small_runs import SMALL, small_config
 
@@ -78,6 +81,15 @@ def test_a_run_leaves_everything_it_promises(tiny_index, tmp_path):
     assert loaded.step == 6 and not loaded.model.training
 
 
+def test_an_error_of_the_model_names_the_stories_it_was_made_of(tiny_index, tmp_path, monkeypatch):
+    run = build_run(small_config(tiny_index, tmp_path), tiny_index, "test")
+    (batch,) = run.stream.load_step(0)
+    monkeypatch.setattr(run.model, "forward", lambda batch: batch.no_such_tensor)
+    with pytest.raises(AttributeError) as raised:
+        train(run)
+    assert raised.value.__notes__ == [f"rank 0, step 1, micro-batch 0: stories {', '.join(batch.ids)}"]
+
+
 @pytest.mark.parametrize(
     "sections",
     [
@@ -112,6 +124,22 @@ def test_accumulation_changes_no_loss(tiny_index, tmp_path):
         run_to_end(tiny_index, tmp_path / str(size), train={"micro_batch": size}, **off)
     for one, other in zip(metrics(tmp_path / "4"), metrics(tmp_path / "1"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(tiny_index, tmp_path, monkeypatch):
+    save, written = CheckpointWriter.save, list[int]()
+
+    def save_and_wait(writer: CheckpointWriter, state: TrainState, *args: Any) -> None:
+        save(writer, state, *args)
+        written.append(state.step)
+        assert writer._under_way is not None
+        concurrent.futures.wait([writer._under_way])
+
+    monkeypatch.setattr(CheckpointWriter, "save", save_and_wait)
+    tmp_path.joinpath("checkpoints").touch()
+    with pytest.raises(FileExistsError):
+        run_to_end(tiny_index, tmp_path, train={"save_every": 3})
+    assert written == [3] and metrics(tmp_path)[-1]["step"] == 3
 
 
 def test_a_finished_run_is_left_alone(tiny_index, tmp_path):

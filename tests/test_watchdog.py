@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,20 @@ def test_the_end_of_the_launcher_asks_for_a_stop(tiny_index, tmp_path):
     codes, told = ended(start(tiny_index, tmp_path, "orphan", "orphan that is stuck"))
     assert codes == [0, REQUEUE] and told.count("asked to stop by the end of its launcher") == 2
     assert "the launcher of rank 1 is gone, and it could not stop in order" in told
+
+
+def test_a_rank_of_an_earlier_life_that_is_about_to_end_says_nothing_in_this_one(tmp_path):
+    path = heartbeat_path(tmp_path, 1)
+    former, present = Heartbeat(path, "former"), Heartbeat(path, "present")
+    present.where(1, "data", 8, 0.0, "")
+    sign = partial(Heartbeat.sign, ticks=1, num_reads=0, reading="", left="", code=REQUEUE, teller=1)
+    sign(present, verdict="")
+    former.where(9, "barrier", 3, 0.0, "")
+    sign(former, verdict="its launcher is gone")
+    record = read_heartbeat(path, "present")
+    assert record is not None and (record.phase, record.step, record.verdict) == ("data", 8, "")
+    former.close()
+    present.close()
 
 
 def test_a_record_of_an_earlier_life_counts_as_none(tmp_path):

@@ -41,18 +41,22 @@ def batches(reading: Reading) -> Iterator[Batch]:
             # Epochs follow each other without a seam: what the last batch holds of the next one is not counted.
             last = total - seen - reading.rank * global_batch // reading.world_size
             for batch in next(steps):
-                yield _counted(batch, last)
+                yield _given(batch, last)
     finally:
         steps.close()
 
 
-def _counted(batch: StoryBatch, num_samples: int) -> Batch:
+def _given(batch: StoryBatch, num_samples: int) -> Batch:
     """`batch` as the others have it; only its first `num_samples` samples count."""
+    num_frames, num_windows = len(batch.frames_NHWC), len(batch.target_M)
+    if num_samples < len(batch.ids):
+        num_frames = int((batch.frame_story_N < num_samples).sum())
+        num_windows = int((batch.window_story_M < num_samples).sum())
     return {
         "frames": batch.frames_NHWC,
         "wordpieces": batch.wordpieces_NL[:, 1:],  # without [CLS]
         "lengths": batch.lengths_N - 2,  # and [SEP]
         "windows": torch.cat([batch.windows_MK, batch.target_M[:, None]], 1),
-        "num_frames": int((batch.frame_story_N < num_samples).sum()),
-        "num_windows": int((batch.window_story_M < num_samples).sum()),
+        "num_frames": num_frames,
+        "num_windows": num_windows,
     }

@@ -66,6 +66,12 @@ class Source:
             raise ValueError(f"{self.where(name)}: the server does not tell how long the file is (no Content-Length)")
         return int(found)
 
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes `start` to `stop` of a file, as many as it has of them. Errors as `read`."""
+        content = self._patiently(name, lambda driver, path: driver.cat_file(path, start=start, end=stop))
+        self._count(content)
+        return content
+
     def download(self, name: str, path: Path, size_bytes: int, sha256: str) -> None:
         """Makes `path` that file; what an interrupted download left there is gone on from.
 

@@ -4,6 +4,7 @@ New memory costs a page fault every 4 KiB, more than reading the frames into it.
 anybody still holds one is what CPython counts anyway: every tensor and every view that lies in it refers to it.
 """
 
+import math
 import sys
 import threading
 
@@ -28,7 +29,7 @@ class FrameMemory:
 
     def take(self, *shape: int) -> Tensor:
         """A tensor of this shape, in a block that is free or in a new one."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         with self._lock:
             block = self._free(size)
             # The view keeps the block from being taken by another thread.

@@ -6,13 +6,12 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 
 import math
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
 DTYPES = ("|u1", "<i4", "<f4")
-_ITEM_BYTES = {dtype: np.dtype(dtype).itemsize for dtype in DTYPES}
+_DTYPES = {dtype: np.dtype(dtype) for dtype in DTYPES}
 _PREFIX = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(rb"\{'descr': '([|<][a-z]\d)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n")
 _ALIGNMENT = 64
@@ -31,34 +30,38 @@ def to_npy(array: np.ndarray) -> bytes:
     return _PREFIX + len(header).to_bytes(2, "little") + header + array.astype(descr, order="C", copy=False).tobytes()
 
 
-def from_npy(data: bytes | memoryview, dtype: str, shape: Sequence[int | None]) -> np.ndarray:
+def from_npy(data: bytes | memoryview, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """The array in .npy bytes, a view of `data`. `shape`: what it must have, None for any length.
 
     Raises ValueError when the header, dtype, shape or number of bytes is not as needed.
     """
     found_shape, start = npy_shape(data, len(data), dtype, shape)
-    count = math.prod(found_shape)
-    if not count:  # no bytes cannot be viewed
-        return np.empty(found_shape, dtype)
-    return np.frombuffer(data, dtype, count, start).reshape(found_shape)
+    array = np.ndarray(found_shape, _DTYPES[dtype], data, start)
+    array.flags.writeable = False
+    return array
 
 
 def npy_shape(
-    data: bytes | memoryview, size: int, dtype: str, shape: Sequence[int | None]
+    data: bytes | memoryview, size: int, dtype: str, shape: tuple[int | None, ...]
 ) -> tuple[tuple[int, ...], int]:
     """(shape, offset of the values) of a .npy file of `size` bytes, of which `data` holds at least the header.
 
     Raises ValueError as `from_npy`.
     """
     try:
-        found_dtype, found_shape, start = _parse(bytes(data[:_USUAL_BYTES]))
+        return _fitting(bytes(data[:_USUAL_BYTES]), size, dtype, shape)
     except _LongerHeader as error:
-        found_dtype, found_shape, start = _parse(bytes(data[: error.args[0]]))
+        return _fitting(bytes(data[: error.args[0]]), size, dtype, shape)
+
+
+@lru_cache(maxsize=4096)  # the headers of a shard set repeat
+def _fitting(beginning: bytes, size: int, dtype: str, shape: tuple[int | None, ...]) -> tuple[tuple[int, ...], int]:
+    found_dtype, found_shape, start = _parse(beginning)
     fits = found_dtype == dtype and len(found_shape) == len(shape)
     if not fits or any(b is not None and a != b for a, b in zip(found_shape, shape, strict=True)):
         wanted = "x".join("?" if size is None else str(size) for size in shape)
         raise ValueError(f"holds {found_dtype} {found_shape}, needed {dtype} {wanted}")
-    if size - start != math.prod(found_shape) * _ITEM_BYTES[dtype]:
+    if size - start != math.prod(found_shape) * _DTYPES[dtype].itemsize:
         raise ValueError(f"holds {size - start} bytes, which is not {dtype} {found_shape}")
     return found_shape, start
 
@@ -67,7 +70,6 @@ class _LongerHeader(Exception):  # noqa: N818 (no error: more bytes are needed)
     """The header is as long as this."""
 
 
-@lru_cache(maxsize=4096)  # the headers of a shard set repeat
 def _parse(beginning: bytes) -> tuple[str, tuple[int, ...], int]:
     """(dtype, shape, where the values begin) from a file's first bytes."""
     if beginning[: len(_PREFIX)] != _PREFIX:

@@ -4,13 +4,12 @@ A stream keeps no state: the batches of a step are a function of the number of s
 ahead by threads, so what a trainer has consumed is for the trainer to count, and reading ahead never moves a position.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NoReturn, TypeVar
+from collections.abc import Generator, Iterator
+from typing import NoReturn
 
 from torch import Tensor
 
+from storydist.data.ahead import ahead
 from storydist.data.batch import Batch, FrameRun, SpecialPieces, collate, padding_run
 from storydist.data.frame_runs import SampleReader, Span
 from storydist.data.index import ShardIndex
@@ -19,8 +18,6 @@ from storydist.data.places import Places
 from storydist.data.reader import ShardReader
 from storydist.data.settings import DataConfig
 from storydist.data.text import Wordpieces
-
-T = TypeVar("T")
 
 
 class Stream:
@@ -130,24 +127,6 @@ class MemberStream:
     def steps(self, samples_seen: int = 0) -> Generator[list[dict[str, memoryview | str]], None, None]:
         """The samples of every step from `samples_seen` on, without end; see `Stream.steps`."""
         return ahead(self.load_step, samples_seen, self.global_batch, self.config)
-
-
-def ahead(
-    load: Callable[[int], T], samples_seen: int, global_batch: int, config: DataConfig, stop: int | None = None
-) -> Generator[T, None, None]:
-    """load(samples_seen), load(samples_seen + global_batch), .. below `stop`: in order, `data.prefetch` steps ahead."""
-    executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stream")
-    pending: deque[Future[T]] = deque()
-    try:
-        while True:
-            while len(pending) < config.prefetch + 1 and (stop is None or samples_seen < stop):
-                pending.append(executor.submit(load, samples_seen))
-                samples_seen += global_batch
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def read_batch(reader: SampleReader, spans: list[Span], special: SpecialPieces, *, pin: bool = False) -> Batch:

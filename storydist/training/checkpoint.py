@@ -11,6 +11,7 @@ Nothing is unpickled on loading, and no byte is used that was not hashed. All th
 written stands in the manifest, so saving a step again (its evaluation has been made since) replaces one file.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ from storydist.data.files import make_folder, sha256_file, sync, write_atomic
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest
+# What a disk says of a file that is gone or broken. Others (no permission, a stale handle, no memory) prove nothing.
+BROKEN = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 
 Tensors = dict[str, dict[str, Tensor]]  # {file of a checkpoint: {name: tensor}}
 Section = TypeVar("Section", "TrainState", "Identity")
@@ -132,7 +135,7 @@ def read_manifest(folder: Path) -> Manifest:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every file is there and hashes to what the manifest says.
 
-    Raises ValueError for an intact one of another version.
+    Raises ValueError for an intact one of another version, OSError when it cannot be read and may well be whole.
     """
     try:
         for name, (num_bytes, sha256) in read_manifest(folder).files.items():
@@ -141,7 +144,11 @@ def damage(folder: Path) -> str | None:
                 return f"{folder / name} has {found_bytes} bytes, {MANIFEST} says {num_bytes}"
             if sha256_file(folder / name) != sha256:
                 return f"{folder / name} does not hash to what {MANIFEST} says"
-    except (OSError, DamagedCheckpointError) as error:
+    except DamagedCheckpointError as error:
+        return str(error)
+    except OSError as error:
+        if error.errno not in BROKEN:
+            raise
         return message_of(error)
     return None
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from storydist.command import message_of
 from storydist.data.files import make_folder, sync
 from storydist.training.checkpoint import (
     EMA,
     MODEL,
     OPTIMIZER,
     Identity,
-    damage,
     read_manifest,
     read_tensors,
     write_tensors,
 )
-from storydist.training.keep import checkpoint_path, list_steps, pick
+from storydist.training.keep import checkpoint_path, list_steps, pick, problem_of
 
 AVERAGED = "module."  # what torch's AveragedModel puts before the name of each weight
 
@@ -48,7 +48,7 @@ def survey(run: Path) -> list[Facts]:
             files = [path.stat() for path in folder.iterdir()]
         except FileNotFoundError:  # the run has just removed it
             continue
-        problem = _problem(folder)
+        problem = _problem(run, step)
         if problem is None:
             best = read_manifest(folder).state.best_step  # the newest whole one knows best
         age_s = time.time() - max((file.st_mtime for file in files), default=folder.stat().st_mtime)
@@ -76,11 +76,11 @@ def _told(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _problem(folder: Path) -> str | None:
+def _problem(run: Path, step: int) -> str | None:
     try:
-        return damage(folder)
-    except ValueError as error:  # of another version
-        return str(error)
+        return problem_of(run, step)
+    except (ValueError, OSError) as error:  # of another version; not readable
+        return message_of(error)
 
 
 def export(run: Path, which: str, out: Path, ema: bool) -> int:

@@ -60,6 +60,8 @@ class Heartbeat:
 
     def __init__(self, path: Path, life: str):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A new file: a rank of the run's former life may still be about to end, and goes on writing into its own.
+        path.unlink(missing_ok=True)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         pid = os.getpid()
         who = {"life": life, "pid": pid, "host": socket.gethostname(), "started": started(pid)}
@@ -107,6 +109,14 @@ def read_heartbeat(path: Path, life: str) -> Record | None:
         place: dict[str, Any] = {"passed": int(passed), "phase": phase, "step": int(step), "since": float(since)}
         return Record(**who, **place, stories=stories.strip(), **sign)
     except (OSError, ValueError, KeyError, TypeError):  # absent, just being made, or not ours
+        return None
+
+
+def last_sign(run: Path, rank: int) -> float | None:
+    """When a rank last told anything, seconds since 1970; None when it never has. A new life of the run erases it."""
+    try:
+        return heartbeat_path(run, rank).stat().st_mtime
+    except OSError:
         return None
 
 

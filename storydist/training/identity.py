@@ -19,6 +19,7 @@ FREE_KEYS = frozenset(
         *("checkpoint.keep_last", "checkpoint.keep_best"),
     )
 )
+PLACES = ("run.", "data.shards", "data.cache.")  # where things lie may be called otherwise on another node
 ABSENT = object()
 
 
@@ -43,6 +44,12 @@ def require_same(found: Identity, wanted: Identity, allow_change: Collection[str
             "give the former values, or allow each by name with --allow-change KEY"
         )
     return list(changes.values())
+
+
+def of_all_ranks(identity: Identity) -> dict[str, Any]:
+    """{key: value} of what every rank of a run has to begin with."""
+    flat = flatten(identity.config)
+    return {key: flat[key] for key in flat if not key.startswith(PLACES)} | {FINGERPRINT: identity.fingerprint}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -42,13 +42,23 @@ def require_free(run: Path) -> None:
         )
 
 
+def problem_of(run: Path, step: int) -> str | None:
+    """What is wrong with the checkpoint of a step, or None. Raises as storydist.training.checkpoint.damage."""
+    folder = checkpoint_path(run, step)
+    problem = damage(folder)
+    if problem is None and (found := read_manifest(folder).state.step) != step:
+        return f"{folder} holds step {found}"  # a folder that was renamed
+    return problem
+
+
 def newest_valid(run: Path, report: Callable[[str], None]) -> int | None:
     """Step of the newest whole checkpoint, or None when there is none; every damaged one met on the way is reported.
 
-    Raises ValueError for an intact one of another version: it is not for passing over.
+    Raises ValueError for an intact one of another version, OSError for one that cannot be read now: these are not for
+    passing over.
     """
     for step in reversed(list_steps(run)):
-        problem = damage(checkpoint_path(run, step))
+        problem = problem_of(run, step)
         if problem is None:
             return step
         report(f"checkpoint step {step} is damaged and passed over: {problem}")
@@ -76,7 +86,7 @@ def pick(run: Path, which: str | int) -> tuple[int, list[str]]:
     step, steps = int(which), list_steps(run)
     if step not in steps:
         raise FileNotFoundError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    problem = damage(checkpoint_path(run, step))
+    problem = problem_of(run, step)
     if problem:
         raise ValueError(f"checkpoint step {step} is damaged: {problem}")
     return step, notes
@@ -117,14 +127,14 @@ def prune(run: Path, config: CheckpointConfig, state: TrainState, report: Callab
 
 
 def _last_whole(run: Path, count: int, newest: int, report: Callable[[str], None]) -> set[int]:
-    problem = damage(checkpoint_path(run, newest))
+    problem = problem_of(run, newest)
     if problem:
         raise OSError(f"the checkpoint just saved is not whole, so no other one is removed: {problem}")
     kept = {newest}
     for step in reversed([step for step in list_steps(run) if step < newest]):
         if len(kept) == count:
             break
-        problem = damage(checkpoint_path(run, step))
+        problem = problem_of(run, step)
         if problem:
             report(f"checkpoint step {step} is damaged and removed: {problem}")
         else:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from storydist.data.batch import Batch
 from storydist.losses import SumCount
+from storydist.training.ledger import WAITING
 
 if TYPE_CHECKING:
     from storydist.training.trainer import Run
@@ -32,7 +33,8 @@ class Meter:
     def waited(self, steps: Iterator[list[Batch]]) -> list[Batch]:
         """The next step's micro-batches; counts how long they were waited for."""
         start = time.perf_counter()
-        micro_batches = next(steps)
+        with self.run.ledger.spent(WAITING):
+            micro_batches = next(steps)
         self.wait_s += time.perf_counter() - start
         self.steps += 1
         return micro_batches

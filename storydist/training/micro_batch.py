@@ -52,7 +52,12 @@ def losses_of(
     config, accelerator = run.config, run.accelerator
     torch.manual_seed(dropout_seed(run, number))
     moved = batch.to(accelerator.device)
-    losses = all_losses(config.losses, model(moved), moved, run.model.facts.score_std)
+    try:
+        losses = all_losses(config.losses, model(moved), moved, run.model.facts.score_std)
+    except Exception as error:
+        where = f"rank {accelerator.process_index}, step {run.state.step + 1}, micro-batch {number}"
+        error.add_note(f"{where}: stories {', '.join(_ids([batch]))}")
+        raise
     return losses, total(config.losses, losses, global_counts, gradient_scale(accelerator.num_processes))
 
 

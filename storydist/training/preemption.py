@@ -1,5 +1,6 @@
 """A signal becomes a flag; the ranks agree on it at the end of a step and between the batches of an evaluation."""
 
+import atexit
 import os
 import signal
 import threading
@@ -18,9 +19,19 @@ class Stopped(Exception):  # noqa: N818 (no error: somebody asked)
 
 
 def leave_at_once_on_signals() -> None:
-    """Before the loop begins there is nothing to save: a signal ends the process with the code to run it again."""
+    """Before the loop begins there is nothing to save: a signal ends the process with the code to run it again.
+
+    While the interpreter ends, which takes seconds where others use the processor, signals are ignored: it gives its
+    handlers up, and the process would die of what comes then in place of its exit code.
+    """
     for number in SIGNALS:
         signal.signal(number, _leave)
+    atexit.register(_ignore)
+
+
+def _ignore() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

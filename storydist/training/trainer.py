@@ -1,6 +1,7 @@
 """The loop: one run from its first step, or from a checkpoint, to its last."""
 
 import math
+import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,15 @@ from storydist.losses import counts
 from storydist.model import StoryModel, data_facts
 from storydist.training import checkpoint, failure, keep, quarantine
 from storydist.training.checkpoint import Identity, TrainState
-from storydist.training.identity import require_same
+from storydist.training.heartbeat import last_sign
+from storydist.training.identity import of_all_ranks, require_same
+from storydist.training.ledger import EVALUATION, LEDGER, SAVING, Ledger
 from storydist.training.log import LOG, RunLog
 from storydist.training.meter import Meter
 from storydist.training.micro_batch import dropout_seed, left_out, losses_of, telling
 from storydist.training.optim import learning_rate_at
 from storydist.training.preemption import REQUEUE, Preemption, Stopped
-from storydist.training.ranks import failing_together
+from storydist.training.ranks import failing_together, require_equal
 from storydist.training.strategy import Ddp, FullState, build_accelerator
 from storydist.training.watchdog import Watchdog
 from storydist.training.writer import CheckpointWriter
@@ -52,6 +55,7 @@ class Run:
     identity: Identity
     preemption: Preemption
     watchdog: Watchdog  # not entered: whoever starts the processes knows when they begin and end
+    ledger: Ledger
 
     @property
     def path(self) -> Path:
@@ -65,11 +69,13 @@ class Run:
 
 def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     """Model, optimizer and stream of this rank, at step 0. Raises ValueError when settings, shards and world size do
-    not fit.
+    not fit, or are not those of the other ranks. Collective.
     """
     train = config.train
     _require_fit(config, index)
     accelerator = _build_accelerator(config)
+    identity = Identity(config=config.model_dump(mode="json"), fingerprint=index.info.fingerprint, code=code)
+    require_equal(of_all_ranks(identity))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     stream = Stream(
         index,
@@ -83,11 +89,13 @@ def build_run(config: "Config", index: ShardIndex, code: str) -> Run:
     )
     torch.manual_seed(train.seed)
     model = StoryModel(config.model, config.losses.heads(), data_facts(index, config.data)).to(accelerator.device)
-    identity = Identity(config=config.model_dump(mode="json"), fingerprint=index.info.fingerprint, code=code)
     preemption = Preemption()
     watchdog = _watchdog(config, index, accelerator, preemption)
+    ledger = _ledger(config, accelerator)
     strategy = _build_strategy(config, accelerator, model)
-    return Run(config, index, accelerator, model, strategy, stream, TrainState(), identity, preemption, watchdog)
+    return Run(
+        config, index, accelerator, model, strategy, stream, TrainState(), identity, preemption, watchdog, ledger
+    )
 
 
 def _build_accelerator(config: "Config") -> Accelerator:
@@ -119,6 +127,19 @@ def _watchdog(config: "Config", index: ShardIndex, accelerator: Accelerator, pre
         ask=preemption.ask,
         log=path / LOG,
     )
+
+
+def _ledger(config: "Config", accelerator: Accelerator) -> Ledger:
+    run, train = Path(config.run.dir), config.train
+    facts = {
+        "steps": train.steps,
+        "global_batch": train.global_batch,
+        "micro_batch": train.micro_batch,
+        "world_size": accelerator.num_processes,
+        "device": accelerator.device.type,
+    }
+    path = run / LEDGER if accelerator.is_main_process else Path(os.devnull)
+    return Ledger(path, former_sign=last_sign(run, rank=0), facts=facts)
 
 
 def _require_fit(config: "Config", index: ShardIndex) -> None:
@@ -183,6 +204,7 @@ def train(run: Run) -> int:
     num_steps, meter = config.train.steps, Meter(run)
     with ExitStack() as stack:
         stack.enter_context(run.preemption)
+        stack.enter_context(run.ledger.life(state))
         log = stack.enter_context(RunLog(run.path, state, num_steps)) if run.accelerator.is_main_process else None
         writer = stack.enter_context(_writer(run, log)) if log else None
         if log:
@@ -192,13 +214,15 @@ def train(run: Run) -> int:
         )
         stop = False
         if state.owes_evaluation:  # a signal came before it
-            with meter.paused():
+            with meter.paused(), run.ledger.spent(EVALUATION):
                 stop = not _evaluate(run, meter, log, writer)
         while state.step < num_steps and not stop:
             run.watchdog.phase("data", state.step + 1)
             micro_batches = meter.waited(steps)
             run.watchdog.phase("agree", state.step + 1)
-            global_counts, stop, any_bad = _agree(run, micro_batches)
+            global_counts, stop, any_bad, unsaved = _agree(run, micro_batches, writer)
+            if unsaved:
+                _finish_saving(run, writer)
             if any_bad:
                 _quarantine(run, micro_batches, log)
             learning_rate = learning_rate_at(state.step + 1, num_steps, config.optim)
@@ -215,13 +239,15 @@ def train(run: Run) -> int:
                     values["gradient_norm"] = norm
                 if log:
                     log.train(state.step, num_steps, values)
+                run.ledger.note("steps")
             with meter.paused():
                 every = config.train.evaluate_every
                 state.owes_evaluation = bool(every) and (last or state.step % every == 0)
                 if last or stop or state.owes_evaluation or state.step % config.train.save_every == 0:
                     _save(run, meter, writer)
                 if state.owes_evaluation and not stop:
-                    stop = not _evaluate(run, meter, log, writer)
+                    with run.ledger.spent(EVALUATION):
+                        stop = not _evaluate(run, meter, log, writer)
             if log:
                 log.advance(state.step)
         _finish_saving(run, writer)
@@ -257,18 +283,18 @@ def update(run: Run, micro_batches: list[Batch], global_counts: Tensor, learning
     return norm
 
 
-def _agree(run: Run, micro_batches: list[Batch]) -> tuple[Tensor, bool, bool]:
-    """Counts over all ranks and micro-batches, float64 [heads]; whether any rank was asked to stop; and whether any met
-    a sample that cannot be used. One collective for all.
+def _agree(
+    run: Run, micro_batches: list[Batch], writer: CheckpointWriter | None = None
+) -> tuple[Tensor, bool, bool, bool]:
+    """Counts over all ranks and micro-batches, float64 [heads]; whether any rank was asked to stop; whether any met a
+    sample that cannot be used; whether the checkpoint under way has failed. One collective for all.
     """
     heads, asked = run.config.losses.heads(), run.preemption.asked is not None
     local = torch.stack([counts(heads, batch) for batch in micro_batches]).sum(dim=0)
-    summed = run.accelerator.reduce(
-        torch.cat([local, local.new_tensor([asked, quarantine.num_bad(micro_batches)])]).to(run.accelerator.device),
-        reduction="sum",
-    )
-    any_asked, any_bad = (summed[-2:] > 0).tolist()
-    return summed[:-2], any_asked, any_bad
+    flags = local.new_tensor([asked, quarantine.num_bad(micro_batches), writer is not None and writer.failed])
+    summed = run.accelerator.reduce(torch.cat([local, flags]).to(run.accelerator.device), reduction="sum")
+    any_asked, any_bad, unsaved = (summed[-3:] > 0).tolist()
+    return summed[:-3], any_asked, any_bad, unsaved
 
 
 def _quarantine(run: Run, micro_batches: list[Batch], log: RunLog | None) -> None:
@@ -328,24 +354,26 @@ def _remember_best(run: Run, metrics: dict[str, Any]) -> None:
 
 
 def _writer(run: Run, log: RunLog) -> CheckpointWriter:
-    return CheckpointWriter(run.path, run.config.checkpoint, run.state.step, flush=log.to_disk, say=log.say)
+    return CheckpointWriter(run.path, run.config.checkpoint, run.state.step, log.to_disk, log.say, run.ledger.written)
 
 
 def _save(run: Run, meter: Meter, writer: CheckpointWriter | None) -> None:
     """Has rank 0 write a checkpoint beside the loop. Raises OSError on every rank when the one before failed."""
     run.watchdog.phase("save", run.state.step)
-    run.state.interval = meter.total().tolist()
-    if run.accelerator.scaler is not None:
-        run.state.scaler = run.accelerator.scaler.state_dict()
-    full = run.strategy.full_state()
-    with failing_together():
-        if writer:
-            writer.save(run.state, run.identity, full.model, full.optimizer, full.ema)
+    with run.ledger.spent(SAVING):
+        run.state.interval = meter.total().tolist()
+        if run.accelerator.scaler is not None:
+            run.state.scaler = run.accelerator.scaler.state_dict()
+        full = run.strategy.full_state()
+        with failing_together():
+            if writer:
+                writer.save(run.state, run.identity, full.model, full.optimizer, full.ema)
+    run.ledger.note("saved")
 
 
 def _finish_saving(run: Run, writer: CheckpointWriter | None) -> None:
     """Waits until the last checkpoint exists. Raises OSError on every rank when it could not be written."""
     run.watchdog.phase("barrier", run.state.step)
-    with failing_together():
+    with run.ledger.spent(SAVING), failing_together():
         if writer:
             writer.finish()

@@ -45,7 +45,9 @@ class CheckpointWriter:
 
     `first_step`: where the run begins or goes on, from the checkpoint of that step. `flush`: called ahead of each
     write, for what has to be on the disk before the checkpoint is. `say(text, shown=)`: told each checkpoint once it
-    exists. What goes wrong on the thread is raised by the next `save` or `finish`. Leaving waits for the thread.
+    exists. `wrote(step, write_s=, stall_s=, waited_s=)`: the seconds its writing took, those that the loop stood still
+    for it, and how many of these for the one before. What goes wrong on the thread is told by `failed` and raised by
+    the next `save` or `finish`. Leaving waits for the thread.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class CheckpointWriter:
         first_step: int,
         flush: Callable[[], None],
         say: Callable[..., None],
+        wrote: Callable[..., None] = lambda step, **seconds: None,
     ):
         self._run, self._config, self._flush, self._say = run, config, flush, say
+        self._wrote = wrote
         self._written_step = first_step  # the checkpoint whose tensors are those of that step of this run
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -96,6 +100,12 @@ class CheckpointWriter:
         stall_s = time.perf_counter() - start
         self._under_way = self._thread.submit(self._write, copy.deepcopy(state), identity, copies, waited_s, stall_s)
 
+    @property
+    def failed(self) -> bool:
+        """The checkpoint under way could not be written, which `finish` would raise at once."""
+        under_way = self._under_way
+        return under_way is not None and under_way.done() and under_way.exception() is not None
+
     def finish(self) -> None:
         """Waits for the checkpoint under way; raises what went wrong with it."""
         under_way, self._under_way = self._under_way, None
@@ -113,8 +123,11 @@ class CheckpointWriter:
         else:
             write(folder, state, identity, tensors)
             self._written_step = state.step
+        write_s = time.perf_counter() - start
+        if tensors is not None:
+            self._wrote(state.step, write_s=write_s, stall_s=stall_s, waited_s=waited_s)
         self._say(
-            f"step {state.step} saved in {time.perf_counter() - start:.3f} s; the loop waited {stall_s:.3f} s, "
+            f"step {state.step} saved in {write_s:.3f} s; the loop waited {stall_s:.3f} s, "
             f"{waited_s:.3f} s of it for the checkpoint before",
             shown=False,
         )

@@ -44,11 +44,13 @@ def render_page(
     settings: str,
     versions: Mapping[str, Any],
     data: Mapping[str, Any],
+    goodput: str = "",
 ) -> str:
     """The page as text. `evaluation` None: curves only; `entries`: lines of metrics.jsonl.
 
-    `settings`: the resolved configuration as YAML; `versions`, `data`: what is listed under these heads. All of it is
-    escaped. Raises ValueError if there is neither an evaluation nor a line of metrics.
+    `settings`: the resolved configuration as YAML; `versions`, `data`: what is listed under these heads; `goodput`:
+    where the time went, in a line. All of it is escaped. Raises ValueError if there is neither an evaluation nor a line
+    of metrics.
     """
     if evaluation is None and not entries:
         raise ValueError(
@@ -68,11 +70,13 @@ def render_page(
         settings=settings,
         versions=versions,
         data=data,
+        goodput=goodput,
     )
 
 
-def page_of_run(run: Path, split: str) -> tuple[str, bool]:
-    """The page of a run from the files in its folder, and whether it was evaluated on that split.
+def page_of_run(run: Path, split: str, goodput: str = "") -> tuple[str, bool]:
+    """The page of a run from the files in its folder, and whether it was evaluated on that split. `goodput`: a line on
+    where its time went.
 
     Raises FileNotFoundError if there is no such run, ValueError if it holds nothing to show or a file is damaged.
     """
@@ -87,6 +91,7 @@ def page_of_run(run: Path, split: str) -> tuple[str, bool]:
         settings=settings.read_text(encoding="utf-8") if settings.is_file() else "",
         versions=_flat(_read_json_object(run / "environment.json")),
         data=_data_summary(settings),
+        goodput=goodput,
     )
     return text, evaluated
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.small_runs import SMALL, small_config
+from tests.tiny_shards import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
@@ -113,6 +114,29 @@ def test_a_mistake_ends_all_ranks_with_one_message(config_file, tmp_path):
     done = launch("torchrun", config_file, f"run.dir={tmp_path}", "train.global_batch=3")
     assert done.returncode != 0
     assert "train.global_batch 3 cannot be split over 2 ranks" in done.stderr
+
+
+def test_ranks_that_begin_with_something_else_are_named(config_file, tmp_path):
+    """As with a node that has another copy of the settings and of the index."""
+    write_shards(tmp_path / "other", seed=4)
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own = {"0": [], "1": [f"data.shards={tmp_path / 'other'}", "train.log_every=7"]}
+    ranks = [
+        subprocess.Popen(
+            command("python", config_file, f"run.dir={tmp_path / 'run'}", *words),
+            cwd=ROOT,
+            env=environment() | meeting | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, words in own.items()
+    ]
+    for rank in ranks:
+        _, told = rank.communicate(timeout=120)
+        assert rank.returncode == 2, told
+        assert "fingerprint is " in told and "train.log_every is 7 on rank 1, 1 on rank 0" in told
+        assert "data.shards" not in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_resuming_ends_the_same(config_file, tmp_path):

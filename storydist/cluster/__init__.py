@@ -1,0 +1,1 @@
+"""Before a run is queued, and what became of it: preflight, planner, ledger's sums."""

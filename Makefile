@@ -1,4 +1,4 @@
-# make demo | test | lint | chaos | gpu-bench | bench-peers | clean. Everything is installed into .venv by itself.
+# make demo | test | slurm-test | lint | chaos | gpu-bench | bench-peers | clean. Everything is installed into .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 CHAOS := chaos
 KILLS := 200
 
-.PHONY: demo test lint ci chaos gpu-bench bench-peers clean
+.PHONY: demo test slurm-test lint ci chaos gpu-bench bench-peers clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=python3.12")'
@@ -30,12 +30,17 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+# The batch templates on a real Slurm on this machine; root installs it. Ended from outside, it still leaves nothing.
+slurm-test: $(INSTALLED)
+	tests/slurm/install.sh
+	box=$$(mktemp -d)/box; trap 'tests/slurm/cluster.sh down "$$box"; rmdir "$${box%/box}"' EXIT; trap 'exit 1' INT TERM; SLURM_BOX="$$box" $(BIN)/python -m pytest -m slurm tests/slurm
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ci: lint test
+ci: lint test slurm-test
 
 # Goes on where it was stopped; about an hour for 200 kills on 2 cores.
 chaos: $(INSTALLED)

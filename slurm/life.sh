@@ -11,8 +11,14 @@ asked='' told='' step=''
 
 say() { echo "== $(date +%FT%T) life $((RESTARTS + 1)): $*"; }
 
-# One field of what Slurm says of this job, such as JobState.
-slurm_says() { scontrol -o show job "$JOB" 2>/dev/null | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1; }
+# One field of what Slurm says of this job, such as JobState. Asked again where no answer comes: a controller that restarts must not cost a night.
+slurm_says() {
+  local answer tries=0
+  until answer=$(scontrol -o show job "$JOB" 2>/dev/null) || [ $((tries += 1)) -ge 10 ]; do
+    sleep 3
+  done
+  tr ' ' '\n' <<<"$answer" | sed -n "s/^$1=//p" | head -n 1
+}
 
 begin() {
   local first
@@ -75,7 +81,7 @@ conclude() {
     say "finished"
     exit 0
   elif [ "$state" != RUNNING ]; then
-    say "ended by Slurm ($state, exit code $code), which decides what becomes of the job"
+    say "ended by Slurm (${state:-which does not answer}, exit code $code), which decides what becomes of the job"
     exit "$code"
   elif [ -n "$asked" ] || [[ $(slurm_says PreemptTime) =~ [0-9] ]]; then
     again "requeued: ${asked:-preemption}, exit code $code"

@@ -65,17 +65,9 @@ class Box:
             assert time.monotonic() < deadline, told
             time.sleep(POLL_S)
 
-    def wait_for_node(self, node: str, *states: str) -> None:
-        """Until it is in one of these states, such as idle or down."""
-        deadline = time.monotonic() + 60
-        while (state := self.run("sinfo", "-h", "-p", "train", "-n", node, "-o", "%T").strip(" *\n")) not in states:
-            assert time.monotonic() < deadline, f"{node} is {state}"
-            time.sleep(POLL_S)
-
     def start_node(self, node: str) -> None:
-        """Starts a node's slurmd, which must not run, and waits for it."""
+        """Starts a node's slurmd, which must not run."""
         subprocess.run(["slurmd", "-N", node], check=True, env=self.environment, start_new_session=True)
-        self.wait_for_node(node, "idle")
 
     def daemon_of(self, node: str) -> int:
         """The process of a node's slurmd."""

@@ -66,6 +66,8 @@ ReturnToService=2
 # Nodes are taken to have what is written here.
 SlurmdParameters=config_overrides
 SlurmdTimeout=10
+# How long a call to a daemon that is gone is tried again.
+MessageTimeout=4
 SlurmctldTimeout=10
 KillWait=20
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0

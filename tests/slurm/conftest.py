@@ -23,7 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    """Two nodes, n1 and n2, of 16 pretended CPUs and 2 pretended GPUs each; partitions `train` and `urgent`."""
-    cluster = Box(tmp_path_factory.mktemp("slurm") / "box")
+    """Two nodes, n1 and n2, of 16 pretended CPUs and 2 pretended GPUs each; partitions `train` and `urgent`.
+
+    In the folder SLURM_BOX if that is set, so that whoever started the tests can end it, should they not.
+    """
+    cluster = Box(Path(os.environ.get("SLURM_BOX") or tmp_path_factory.mktemp("slurm") / "box"))
     yield cluster
     cluster.down()

@@ -94,9 +94,11 @@ def test_it_survives_the_loss_of_a_node(box, begin, undisturbed, tell):
     training.wait_for_step(45)  # a checkpoint exists
     lost = training.ranks()["n2"]
     kill(box.daemon_of("n2"), box.processes()[lost].parent, lost)
-    box.wait_for_node("n2", "down")
+    training.wait(lambda: box.job(training.job)["Restarts"] == "1")
     box.start_node("n2")
     training.must_equal(undisturbed, lives=2)
+    log = (box.folder / "slurmctld.log").read_text()
+    assert f"requeue job JobId={training.job} due to failure of node n2" in log
     tell("a node lost: slurmd and all its processes killed -9", "requeued by Slurm (NODE_FAIL), went on", training)
 
 

@@ -3,7 +3,7 @@
 #
 #   slurm/pipeline.sh [--test-only] SOURCE METADATA SHARDS CONFIG RUN [key=value ...] [-- options of shards/build.py]
 #
-# --test-only: submits nothing; Slurm says of each step whether and when it could begin.
+# --test-only: submits nothing; Slurm says of each step whether and when it could begin. Fails when it refuses one.
 # What sbatch is given besides: SHARD_SBATCH, TRAIN_SBATCH and EVALUATE_SBATCH, for example TRAIN_SBATCH="--nodes=2 --time=12:00:00".
 set -euo pipefail
 
@@ -28,7 +28,7 @@ submit() {
   read -ra words <<<"$2"
   shift 3
   if [ -n "$test_only" ]; then
-    sbatch --test-only "${words[@]}" "$template" "$@" >&2
+    sbatch --test-only "${words[@]}" "$template" "$@" >&2 || { echo "refused: $template" >&2; echo refused; }
     return
   fi
   # A job whose predecessor failed goes, else it would wait for ever.
@@ -39,10 +39,13 @@ submit() {
 
 shard=$(submit slurm/shard.sbatch "${SHARD_SBATCH:-}" "" "$input" "$metadata" "$shards" "$@")
 train=$(submit slurm/train.sbatch "${TRAIN_SBATCH:-}" "$shard" "$config" "data.shards=$shards" "run.dir=$run" "${settings[@]}") ||
-  { [ -z "$shard" ] || scancel "$shard"; exit 1; }
+  { scancel "$shard"; exit 1; }
 evaluate=$(submit slurm/evaluate.sbatch "${EVALUATE_SBATCH:-}" "$train" "$run") ||
-  { [ -z "$train" ] || scancel "$shard" "$train"; exit 1; }
-[ -z "$test_only" ] || exit 0
+  { scancel "$shard" "$train"; exit 1; }
+if [ -n "$test_only" ]; then
+  [ -z "$shard$train$evaluate" ] || exit 1
+  exit 0
+fi
 
 cat <<END
 shard     $shard (an array)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +17,8 @@ from tests.story_tables import build_arguments, build_set, content, row, write_m
 pytestmark = pytest.mark.slurm
 
 TEMPLATES = sorted((ROOT / "slurm").glob("*.sbatch"))
-SCRIPTS = sorted([*TEMPLATES, *(ROOT / "slurm").glob("*.sh"), ROOT / "slurm" / "site.env"])
 ON_CPU = "--gpus-per-node=0 --cpus-per-task=1"
+ONE_RANK = "--gpus-per-node=2 --ntasks-per-node=1"  # the box has 16 CPUs and 2 GPUs on each node
 ENVIRONMENT = {"PYTHON": sys.executable, "PREFLIGHT": ""}
 
 
@@ -33,25 +32,19 @@ def settings(path: Path, **train: object) -> Path:
     return path
 
 
+def tried(box: Box, *command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command of Slurm's or of ours that may fail."""
+    given = box.environment | environment
+    return subprocess.run([*map(str, command)], env=given, cwd=ROOT, capture_output=True, text=True)
+
+
 def ends_well(box: Box, job: str, seconds: float = 120) -> bool:
     return box.wait(job, seconds=seconds)["ExitCode"] == "0:0"
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_shellcheck_finds_nothing(script):
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
-    done = subprocess.run(["shellcheck", "-x", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_slurm_takes_every_template(box, template):
-    done = subprocess.run(
-        ["sbatch", "--test-only", "--gpus-per-node=2", "--ntasks-per-node=1", template, "words"],
-        **{"env": box.environment, "cwd": ROOT, "capture_output": True, "text": True},
-    )
-    assert done.returncode == 0 and "to start at" in done.stderr, done.stderr
+    assert tried(box, "sbatch", "--test-only", *ONE_RANK.split(), template, "words").returncode == 0
 
 
 def test_an_array_builds_a_shard_set_and_a_failed_task_is_run_again_alone(box, tmp_path):
@@ -67,7 +60,9 @@ def test_an_array_builds_a_shard_set_and_a_failed_task_is_run_again_alone(box, t
     assert ended == {task: task != 4 for task in range(1, 9)}
     logs = {path.name: path.read_text() for path in tmp_path.glob("*.log")}
     assert len(logs) == 8 and "train-000001.tar.npz" in logs[f"storydist-shard-{array}_4.log"], logs
-    assert any("to be built yet: part 4/8 (1 shard from train-000001.tar)" in text for text in logs.values())
+    box.wait(box.submit("--array=3", f"--output={tmp_path}/third", *command, **ENVIRONMENT) + "_3")
+    missing = "part 3/8 is built, in [^;]*; to be built yet: part 4/8 \\(1 shard from train-000001.tar\\)"
+    assert re.search(missing, (tmp_path / "third").read_text())
     in_the_way.rmdir()
     again = box.submit("--array=4", log, *command, **ENVIRONMENT)
     assert ends_well(box, f"{again}_4")
@@ -94,7 +89,7 @@ def test_a_pipeline_ends_in_a_report_though_its_training_is_requeued(box, tmp_pa
         *words,
         *shard_words,
         **ENVIRONMENT,
-        SHARD_SBATCH="--cpus-per-task=1",
+        SHARD_SBATCH=f"--cpus-per-task=1 --output={tmp_path}/%x-%a.log",
         TRAIN_SBATCH=f"{ON_CPU} --ntasks-per-node=1 {logs}",
         EVALUATE_SBATCH=f"{ON_CPU} {logs}",
     )
@@ -110,23 +105,30 @@ def test_a_pipeline_ends_in_a_report_though_its_training_is_requeued(box, tmp_pa
 
 def test_a_pipeline_whose_shards_fail_leaves_nothing_waiting(box, tmp_path):
     logs = f"--output={tmp_path}/%x-%a.log"
-    words = [
-        "slurm/pipeline.sh",
-        tmp_path / "no",
-        tmp_path / "no.csv",
-        tmp_path / "shards",
-        "no.yaml",
-        tmp_path / "run",
-    ]
-    told = box.run(*words, **ENVIRONMENT, SHARD_SBATCH=f"--array=1-2 {logs}", TRAIN_SBATCH="--gpus-per-node=2")
-    shard, train, evaluate = re.findall(r"^(?:shard|train|evaluate) +(\d+)", told, re.MULTILINE)
+    nowhere, out = (tmp_path / "no", tmp_path / "no.csv"), (tmp_path / "shards", "no.yaml", tmp_path / "run")
+    words = ["slurm/pipeline.sh", *nowhere, *out]
+    told = box.run(*words, **ENVIRONMENT, SHARD_SBATCH=f"--array=1-2 {logs}", TRAIN_SBATCH=ONE_RANK)
+    train, evaluate = re.findall(r"^(?:train|evaluate) +(\d+)", told, re.MULTILINE)
     assert box.wait(train)["JobState"] == box.wait(evaluate)["JobState"] == "CANCELLED"
 
 
-def test_a_pipeline_is_only_tried(box, tmp_path):
+def test_a_pipeline_is_only_tried_and_each_step_that_slurm_refuses_is_named(box):
     before = box.run("squeue", "-h")
-    box.run("slurm/pipeline.sh", "--test-only", "a", "b", "c", "d", "e", TRAIN_SBATCH="--gpus-per-node=2")
-    assert box.run("squeue", "-h") == before and not (tmp_path / "c").exists()
+    words = ["slurm/pipeline.sh", "--test-only", "a", "b", "c", "d", "e"]
+    box.run(*words, TRAIN_SBATCH=ONE_RANK)
+    too_much = {"SHARD_SBATCH": "-c 99", "TRAIN_SBATCH": ONE_RANK, "EVALUATE_SBATCH": "-c 99"}
+    refused = tried(box, *words, **too_much)
+    assert refused.returncode == 1, refused.stderr
+    assert re.findall("refused: slurm/(.*).sbatch", refused.stderr) == ["shard", "evaluate"]
+    assert box.run("squeue", "-h") == before
+
+
+def test_a_pipeline_of_which_a_step_is_refused_leaves_nothing_queued(box, tmp_path):
+    words = ["slurm/pipeline.sh", "a", "b", tmp_path / "c", "d", tmp_path / "e"]
+    asked = {"SHARD_SBATCH": "--hold", "TRAIN_SBATCH": ONE_RANK, "EVALUATE_SBATCH": "-c 99"}
+    refused = tried(box, *words, **asked)
+    assert refused.returncode == 1 and "evaluate" not in refused.stdout, refused.stdout
+    assert box.run("squeue", "-h", "--states=pending,running", "--name=storydist-shard,storydist") == ""
 
 
 def test_two_tasks_share_a_sweep_and_one_is_requeued(box, tiny_index, tmp_path):

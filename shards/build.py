@@ -4,6 +4,9 @@
 
 Same source and options, same bytes, for any number of workers. A build that was interrupted continues when it is run
 again: shards that are finished and whole are kept. The index is written last; before that the folder is no shard set.
+
+With --part 1/8, --part 2/8, ... the same set is built by as many commands, in any order, at once or not, on any nodes
+that share the folder; whichever ends last writes the index. One that failed is run again alone.
 """
 
 import argparse
@@ -11,7 +14,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,15 @@ from typing import Any
 if __name__ == "__main__" and __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shards.folder import claim, finished_set, locked_folder, newer_than
+from shards.folder import claim, finished_set, newer_than, opened_folder, remove_set, tidy
+from shards.lock import FolderLock
 from shards.merge import SKIPPED_FILE, BuildFacts, merge
 from shards.pack import FrameOptions, Packer
-from shards.plan import NO_TAGS, TRAIN, Plan, make_plan
+from shards.part import WHOLE, Part, part, unfinished_parts
+from shards.plan import NO_TAGS, TRAIN, Plan, PlannedShard, make_plan
 from shards.progress import Counter
 from shards.rows import SkippedStory
-from shards.sources import BadStory, SourceOptions, open_source
+from shards.sources import BadStory, Source, SourceOptions, open_source
 from shards.workers import map_in_order
 from storydist.command import ArgumentParser, positive_int, run_command
 from storydist.data.files import check_writable
@@ -38,13 +43,17 @@ TRAINED_HERE = "train:"  # prefix of a --tokenizer that is trained on the train 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a build did, for the closing lines. `newer`: a file of the source that is newer than the set found."""
+    """What a build did, for the closing lines. `newer`: a file of the source that is newer than the set found.
 
-    info: IndexInfo
+    `info` is None while other parts are to be built yet: `left` says which.
+    """
+
+    info: IndexInfo | None
     root: Path
     seconds: float
-    built_now: bool
+    built_now: bool = False
     newer: Path | None = None
+    left: str = ""
 
 
 def build(arguments: argparse.Namespace) -> Summary:
@@ -70,18 +79,57 @@ def build(arguments: argparse.Namespace) -> Summary:
         plan.tag_vocabulary,
         _shaping_options(arguments, plan, wordpieces),
     )
-    with locked_folder(root, arguments.overwrite):
-        info = finished_set(root, facts.options)
+    own = arguments.part.shards(len(plan.shards))
+    with opened_folder(root) as lock:
+        info = _begin(root, lock, own, arguments, facts, source)
         if info is not None:
             newer = newer_than(root / "index.json", source.files())
-            return Summary(info, root, time.monotonic() - start_s, built_now=False, newer=newer)
+            return Summary(info, root, time.monotonic() - start_s, newer=newer)
+        packer = Packer(root, source, wordpieces, plan.tag_vocabulary, facts.frames, arguments.skip_bad)
+        _pack(packer, [plan.shards[place] for place in own], arguments.workers)
+        info, left = _end(root, lock, own, arguments.part, plan, lambda: merge(root, plan.shards, facts, skipped))
+    return Summary(info, root, time.monotonic() - start_s, built_now=True, left=left)
+
+
+def _begin(
+    root: Path, lock: FolderLock, own: range, arguments: argparse.Namespace, facts: BuildFacts, source: Source
+) -> IndexInfo | None:
+    """Takes the `own` shards of the folder; returns the set where it is there already.
+
+    Raises ValueError when another command builds one of them, or the folder is of other options.
+    """
+    with lock.door():
+        if not lock.take(own):
+            raise ValueError(f"another command is writing to {root}; wait for it or choose another folder")
+        if arguments.overwrite:
+            remove_set(root)
+        info = finished_set(root, facts.options)
+        if info is not None:
+            tidy(root)
+            return info
         if claim(root, facts.options, source.files()):
             print("continuing an unfinished build", file=sys.stderr)
-        wordpieces.save(root / "tokenizer")
-        packer = Packer(root, source, wordpieces, plan.tag_vocabulary, facts.frames, arguments.skip_bad)
-        _pack(packer, plan, arguments.workers)
-        info = merge(root, plan.shards, facts, skipped)
-    return Summary(info, root, time.monotonic() - start_s, built_now=True)
+        facts.wordpieces.save(root / "tokenizer")
+    return None
+
+
+def _end(
+    root: Path, lock: FolderLock, own: range, part: Part, plan: Plan, merged: Callable[[], IndexInfo]
+) -> tuple[IndexInfo | None, str]:
+    """Lets the `own` shards go; whoever finds all shards finished and nobody at work writes the index.
+
+    Returns the index, or None and what is left to do.
+    """
+    with lock.door():
+        lock.release(own)
+        if not lock.take(range(len(plan.shards))):
+            return None, "other parts are at work; the last to end writes the index"
+        unfinished = unfinished_parts(root, plan.shards, part.total)
+        if unfinished:
+            return None, f"to be built yet: part {', '.join(unfinished)}"
+        info = merged()
+        tidy(root)
+        return info, ""
 
 
 def _source_options(arguments: argparse.Namespace) -> SourceOptions:
@@ -94,10 +142,10 @@ def _source_options(arguments: argparse.Namespace) -> SourceOptions:
     )
 
 
-def _pack(packer: Packer, plan: Plan, num_workers: int) -> None:
-    with Counter("shards", plan.num_stories, "stories") as counter:
-        finished = map_in_order(packer.pack, plan.shards, min(num_workers, len(plan.shards)))
-        for shard, _ in zip(plan.shards, finished, strict=True):
+def _pack(packer: Packer, planned: Sequence[PlannedShard], num_workers: int) -> None:
+    with Counter("shards", sum(len(shard.stories) for shard in planned), "stories") as counter:
+        finished = map_in_order(packer.pack, planned, max(1, min(num_workers, len(planned))))
+        for shard, _ in zip(planned, finished, strict=True):
             counter.advance(len(shard.stories))
 
 
@@ -134,6 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     summary = build(arguments)
     info = summary.info
+    if info is None:
+        print(f"{summary.root}: part {arguments.part} is built, in {summary.seconds:.1f} s; {summary.left}")
+        return 0
     if not summary.built_now:
         print(f"{summary.root} is already complete: same texts, scores, tags and options; nothing to do")
     if summary.newer is not None:
@@ -169,10 +220,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     num_frames = given.frames_per_video
     add("--frames-per-video", type=positive_int, default=num_frames, help="without timestamps (%(default)s)")
     add("--limit", type=positive_int, help="only the first so many stories of each split")
+    add("--part", type=part, default=WHOLE, metavar="I/N", help="build the I-th of N parts; the last to end joins them")
     add("--workers", type=positive_int, default=1, help="processes (%(default)s)")
     add("--skip-bad", action="store_true", help="leave out stories that cannot be used, list them in skipped.csv")
     add("--overwrite", action="store_true", help="replace the shard set, or unfinished build, in --out")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.overwrite and arguments.part != WHOLE:
+        parser.error("--overwrite goes with no --part: it would remove what other parts have built; remove --out first")
+    return arguments
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The folder that a shard set is built in: whose it is, whether it may be written to, what it already holds."""
+"""The folder that a shard set is built in: whose it is, what it already holds, what goes in the end."""
 
 import contextlib
 import fcntl
@@ -9,35 +9,40 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shards.lock import FolderLock
 from shards.merge import SKIPPED_FILE
 from storydist.data.files import write_atomic
 from storydist.data.index import BUILD_FOLDER, TABLES, IndexInfo, read_info
 from storydist.data.sample import to_json
 
 SHARD_PATTERN = "*-??????.tar"  # names as shards/plan.py gives them
+_PARTIAL_PATTERN = f"{SHARD_PATTERN}.*partial"
 _PLAN_FILE = "plan.json"
 _LOCK_FILE = "lock"
 
 
 @contextlib.contextmanager
-def locked_folder(root: Path, overwrite: bool) -> Iterator[None]:
-    """Makes the folder and holds it while a build runs. `overwrite`: an earlier set is removed first.
+def opened_folder(root: Path) -> Iterator[FolderLock]:
+    """Makes the folder of a build, or enters that of one that is under way.
 
-    Raises ValueError when it holds something that is not a shard set, or when another build is running in it; OSError
-    when it cannot be written to.
+    Raises ValueError when it holds something that is not a shard set, OSError when it cannot be written to.
     """
     root.mkdir(parents=True, exist_ok=True)
     entries = {path.name for path in root.iterdir()}
     if entries and not entries & {"index.json", BUILD_FOLDER}:
         raise ValueError(f"{root} holds other files ({min(entries)}) and no shard set; choose an empty folder")
-    (root / BUILD_FOLDER).mkdir(exist_ok=True)
-    with open(root / BUILD_FOLDER / _LOCK_FILE, "wb") as lock:
-        _lock(lock.fileno(), root)
-        if overwrite:
-            _remove_set(root)
-        yield
-        if (root / "index.json").exists():
-            shutil.rmtree(root / BUILD_FOLDER)
+    lock = FolderLock(root / BUILD_FOLDER / _LOCK_FILE)
+    try:
+        yield lock
+    finally:
+        lock.close()
+
+
+def tidy(root: Path) -> None:
+    """Removes what only an unfinished build needs, and what killed ones have left. For who has the whole folder."""
+    for path in root.glob(_PARTIAL_PATTERN):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(root / BUILD_FOLDER, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -65,11 +70,13 @@ def _lock(descriptor: int, root: Path) -> None:
         pass  # a file system without locks: two at once are then the user's own care
 
 
-def _remove_set(root: Path) -> None:
-    """Removes what a build writes and nothing else; the index first, so that no broken set looks whole."""
+def remove_set(root: Path) -> None:
+    """Removes what a build writes and nothing else; the index first, so that no broken set looks whole. For who has the
+    whole folder.
+    """
     for name in ("index.json", *TABLES, SKIPPED_FILE):
         (root / name).unlink(missing_ok=True)
-    for path in [*root.glob(SHARD_PATTERN), *root.glob(f"{SHARD_PATTERN}.partial")]:
+    for path in [*root.glob(SHARD_PATTERN), *root.glob(_PARTIAL_PATTERN)]:
         path.unlink()
     shutil.rmtree(root / "tokenizer", ignore_errors=True)
     for path in (root / BUILD_FOLDER).iterdir():

@@ -136,3 +136,12 @@ def finished_rows(root: Path, name: str) -> ShardRows | None:
     except (OSError, ValueError, KeyError):
         return None
     return rows if whole else None
+
+
+def is_finished(root: Path, name: str) -> bool:
+    """Whether a shard's rows are there and its file has their size; the file is not read."""
+    try:
+        rows = ShardRows.load(root, name)
+        return rows.size_bytes == 0 or (root / name).stat().st_size == rows.size_bytes
+    except (OSError, ValueError, KeyError):
+        return False

@@ -6,6 +6,7 @@ with zero blocks up to a multiple of 10,240 bytes.
 
 import hashlib
 import os
+import socket
 import tarfile
 import zlib
 from pathlib import Path
@@ -26,14 +27,15 @@ class Member(NamedTuple):
 
 
 class TarWriter:
-    """Writes a tar beside its place (`NAME.partial`); `close` flushes it to the disk and renames it.
+    """Writes a tar beside its place (`NAME.PROCESS-HOST.partial`, so that two of one name do not write to one file);
+    `close` flushes it to the disk and renames it.
 
     Left by an exception, or killed, it leaves no file of the final name. Raises OSError when the disk does not take it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._beside = path.with_name(path.name + ".partial")
+        self._beside = path.with_name(f"{path.name}.{os.getpid()}-{socket.gethostname()}.partial")
         self._file = open(self._beside, "wb")  # noqa: SIM115 (closed by close() or by __exit__)
         self._digest = hashlib.sha256()
         self.size_bytes = 0

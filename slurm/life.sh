@@ -4,6 +4,9 @@
 source slurm/site.env
 
 RESTARTS=${SLURM_RESTART_COUNT:-0}
+# An array's task by its own name: one of the tasks has the array's number as its own, and under that number Slurm would requeue them all.
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
 asked='' told='' step=''
 
 say() { echo "== $(date +%FT%T) life $((RESTARTS + 1)): $*"; }
@@ -11,7 +14,7 @@ say() { echo "== $(date +%FT%T) life $((RESTARTS + 1)): $*"; }
 # One field of what Slurm says of this job, such as JobState. Asked again where no answer comes: a controller that restarts must not cost a night.
 slurm_says() {
   local answer tries=0
-  until answer=$(scontrol -o show job "$SLURM_JOB_ID" 2>/dev/null) || [ $((tries += 1)) -ge 10 ]; do
+  until answer=$(scontrol -o show job "$JOB" 2>/dev/null) || [ $((tries += 1)) -ge 10 ]; do
     sleep 3
   done
   tr ' ' '\n' <<<"$answer" | sed -n "s/^$1=//p" | head -n 1
@@ -118,10 +121,10 @@ again() {
   trap '' TERM USR1
   excluded=$(slurm_says ExcNodeList)
   say "$reason"
-  scontrol requeue "$SLURM_JOB_ID" || give_up "Slurm does not requeue this job (--no-requeue, or JobRequeue=0); submit the same again to go on" 75
+  scontrol requeue "$JOB" || give_up "Slurm does not requeue this job (--no-requeue, or JobRequeue=0); submit the same again to go on" 75
   if [ -n "$bad" ]; then
     [ "$excluded" = "(null)" ] || bad=$excluded,$bad
-    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad" && say "without $bad from now on"
+    scontrol update JobId="$JOB" ExcNodeList="$bad" && say "without $bad from now on"
   fi
   exit 75
 }

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -18,6 +18,7 @@ from storydist.training.settings import TrainConfig
 from storydist.verdict.assemble import choice_merit
 from storydist.verdict.settings import EvaluationConfig
 
+Kind = TypeVar("Kind", bound=BaseModel)
 REQUIRED = ("run.dir", "data.shards")  # all other settings have a default
 
 
@@ -61,21 +62,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     name.
     """
     source = f"{path} and the command line" if overrides else str(path)
-    return parse_config(_with_overrides(_read_yaml(Path(path)), overrides), source)
+    return parse_config(_with_overrides(read_yaml(Path(path)), overrides), source)
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
     """Config from nested values; errors as `load_config`."""
+    return parse_settings(Config, values, source)
+
+
+def parse_settings(kind: type[Kind], values: dict[str, Any], source: str) -> Kind:
+    """Settings of any `kind` from nested values; errors as `load_config`."""
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        lines = [_explain(detail, kind) for detail in error.errors()]
         raise ValueError(
             f"{source}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{source}: {len(lines)} mistakes", *lines])
         ) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file. Raises FileNotFoundError, or ValueError when it holds something else."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration file; those shipped are in configs/")
     try:
@@ -108,14 +115,14 @@ def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     return values
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, kind: type[BaseModel]) -> str:
     """One line for one of pydantic's errors."""
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, list(all_keys()), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(key, list(all_keys(kind)), n=1, cutoff=0.5)
         return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     if detail["type"] == "missing":
-        needed = [k for k in all_keys() if k.startswith(f"{key}.") and k in REQUIRED] or [key]
+        needed = [k for k in all_keys(kind) if k.startswith(f"{key}.") and k in REQUIRED] or [key]
         return f"{' and '.join(needed)} has to be given, for example {needed[0]}=..."
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":

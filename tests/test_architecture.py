@@ -11,7 +11,7 @@ FILES = sorted(p for folder in ("storydist", "shards", "launch") for p in (ROOT 
 MAX_FILE, MAX_FUNCTION, MAX_COMMAND = 400, 50, 100
 LOOP = ("storydist/training/trainer.py", "train")  # only the loop may be longer
 # The one-way order: a room may import itself and what stands before it.
-FLOORS = ["data", "model", "losses", "verdict", "training", "config", "run_folder", "cluster"]
+FLOORS = ["data", "model", "losses", "verdict", "training", "config", "run_folder", "cluster", "sweep"]
 SHARED = {"settings", "command"}
 
 

@@ -74,14 +74,15 @@ def test_either_a_config_or_scripts_are_needed():
     assert "--config or --lint" in refused("launch/preflight.py")
 
 
-def test_faults_of_a_file_that_is_sourced_are_told_of_that_file(tmp_path):
+def test_faults_of_a_file_that_is_sourced_are_told_of_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # jobs are submitted there
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "life.sh").write_text("begin() {\n  export MASTER_PORT=29500\n}\n")
     script = tmp_path / "slurm" / "train.sbatch"
     plain = (HERE / "good_templates" / "plain.sbatch").read_text()
     script.write_text(plain.replace("step=''", "source slurm/life.sh\nbegin\nstep=''"))
     (fault,) = lint(script)
-    assert (fault.rule, fault.file, fault.line) == ("fixed-port", str(tmp_path / "slurm" / "life.sh"), 2)
+    assert (fault.rule, fault.file, fault.line) == ("fixed-port", "slurm/life.sh", 2)
 
 
 # The reading of scripts

@@ -149,7 +149,7 @@ class _Run:
         return process.returncode, pruned
 
     def _pruned(self) -> bool:
-        """Tells the pruner of new evaluations; whether it gives the trial up. At the last step that would save nothing."""
+        """Tells the pruner of new evaluations; whether it gives the trial up (not at the last step)."""
         if not self._shown:
             return False
         if not self._judged:

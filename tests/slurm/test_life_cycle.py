@@ -62,7 +62,10 @@ def test_it_starts_and_finishes(undisturbed, tell):
 def test_it_saves_before_the_time_limit_and_goes_on_in_another_life(box, begin, undisturbed, tell):
     training = begin(options=("--nodes=2", "--ntasks-per-node=1", "--signal=B:USR1@120"))
     training.wait_for_step(5)
+    training.hold()  # Slurm looks once a minute, and the run may not end before
     box.run("scontrol", "update", f"JobId={training.job}", "TimeLimit=2")  # minutes: the signal is due now
+    training.wait(lambda: "USR1 came" in training.log)
+    training.let_go()
     training.wait(lambda: box.job(training.job)["JobState"] == "PENDING")
     box.run("scontrol", "update", f"JobId={training.job}", "TimeLimit=60")
     training.must_equal(undisturbed, lives=2)
@@ -73,6 +76,7 @@ def test_it_saves_before_the_time_limit_and_goes_on_in_another_life(box, begin, 
 def test_it_makes_room_for_a_job_of_a_higher_partition(box, begin, undisturbed, tell):
     training = begin()
     training.wait_for_step(5)
+    training.hold()  # until Slurm sends CONT with its TERM
     other = box.submit("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     assert box.wait(other, seconds=60)["JobState"] == "COMPLETED"
     training.must_equal(undisturbed, lives=2)

@@ -77,6 +77,13 @@ class Training:
         words = sys.executable, f"run.dir={self.run} "
         return {p.node: number for number, p in found if p.command.startswith(words[0]) and words[1] in p.command}
 
+    def hold(self) -> None:
+        """Stops the ranks where they are: however fast the machine, the run is still there when something comes."""
+        kill(*self.ranks().values(), number=signal.SIGSTOP)
+
+    def let_go(self) -> None:
+        kill(*self.ranks().values(), number=signal.SIGCONT)
+
     def must_equal(self, undisturbed: "Training", lives: int) -> None:
         """That it ended after so many lives as the other did after one, and left nothing running."""
         told = self.wait()
@@ -98,6 +105,6 @@ class Training:
             time.sleep(0.1)
 
 
-def kill(*processes: int) -> None:
+def kill(*processes: int, number: int = signal.SIGKILL) -> None:
     for process in processes:
-        os.kill(process, signal.SIGKILL)
+        os.kill(process, number)

@@ -163,7 +163,7 @@ def test_a_defect_is_told_and_not_repeated(begin, undisturbed, tmp_path, tell):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("optim.learning_rte=1", "optim.learning_rate"), ("optim.learning_rate=1e30", "is not finite")],
+    [("optim.learning_rte=1", "optim.learning_rate"), ("optim.learning_rate=1e30", "not finite at step")],
 )
 def test_a_mistake_is_told_and_not_repeated(begin, setting, message, tell):
     training = begin(settings=(setting,))

@@ -116,7 +116,7 @@ def test_a_pipeline_is_only_tried_and_each_step_that_slurm_refuses_is_named(box)
     before = box.run("squeue", "-h")
     words = ["slurm/pipeline.sh", "--test-only", "a", "b", "c", "d", "e"]
     box.run(*words, TRAIN_SBATCH=ONE_RANK)
-    too_much = {"SHARD_SBATCH": "-c 99", "TRAIN_SBATCH": ONE_RANK, "EVALUATE_SBATCH": "-c 99"}
+    too_much = {"SHARD_SBATCH": "-c 99", "TRAIN_SBATCH": ONE_RANK, "EVALUATE_SBATCH": "--partition=none"}
     refused = tried(box, *words, **too_much)
     assert refused.returncode == 1, refused.stderr
     assert re.findall("refused: slurm/(.*).sbatch", refused.stderr) == ["shard", "evaluate"]
@@ -125,7 +125,7 @@ def test_a_pipeline_is_only_tried_and_each_step_that_slurm_refuses_is_named(box)
 
 def test_a_pipeline_of_which_a_step_is_refused_leaves_nothing_queued(box, tmp_path):
     words = ["slurm/pipeline.sh", "a", "b", tmp_path / "c", "d", tmp_path / "e"]
-    asked = {"SHARD_SBATCH": "--hold", "TRAIN_SBATCH": ONE_RANK, "EVALUATE_SBATCH": "-c 99"}
+    asked = {"SHARD_SBATCH": "--hold", "TRAIN_SBATCH": ONE_RANK, "EVALUATE_SBATCH": "--partition=none"}
     refused = tried(box, *words, **asked)
     assert refused.returncode == 1 and "evaluate" not in refused.stdout, refused.stdout
     assert box.run("squeue", "-h", "--states=pending,running", "--name=storydist-shard,storydist") == ""

@@ -13,23 +13,13 @@ from storydist.cluster.goodput import Spent, goodput_of, read_lives, spent, tota
 from storydist.training.heartbeat import heartbeat_path
 from storydist.training.ledger import LEDGER
 from storydist.training.processes import Stop, run_ranks
+from tests.ledger_lines import begin, line, write_ledger
 from tests.small_runs import SMALL
 from tests.story_tables import ROOT, run_file
 
 
-def begin(at: float, started: float, step: int = 0, owes: bool = False, **facts: object) -> dict:
-    place = {"at": at, "step": step, "owes_evaluation": owes}
-    return {"kind": "begin", **place, "started": started, "steps": 20, "job": {}, "former_sign": None, **facts}
-
-
-def line(kind: str, at: float, step: int, training: float, *, owes: bool = False, **seconds: float) -> dict:
-    spent = {"training": training, "waiting": 0.0, "saving": 0.0, "evaluation": 0.0, **seconds}
-    place = {"at": at, "step": step, "owes_evaluation": owes}
-    return {"kind": kind, **place, "seconds": spent, "error": ""}
-
-
 def of(run: Path, *lines: dict) -> list[Spent]:
-    (run / LEDGER).write_text("".join(json.dumps(one) + "\n" for one in lines))
+    write_ledger(run, *lines)
     return spent(read_lives(run))
 
 

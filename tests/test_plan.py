@@ -16,15 +16,11 @@ from storydist.cluster.goodput import read_lives
 from storydist.cluster.plan import as_json, make_plan, tables, told
 from storydist.cluster.planner import Work
 from storydist.training.ledger import LEDGER
+from tests.ledger_lines import begin, line, write_ledger, written
 from tests.small_runs import SMALL
 from tests.story_tables import ROOT, run_file
-from tests.test_goodput import begin, line
 
 FACTS = {"world_size": 2}
-
-
-def written(step: int, write_s: float, stall_s: float, waited_s: float = 0.0) -> dict:
-    return {"kind": "written", "at": 0, "step": step, "write_s": write_s, "stall_s": stall_s, "waited_s": waited_s}
 
 
 def ledger(run: Path, *, steps: tuple[float, ...] = (2, 1, 1.2, 0.8, 1, 1.1, 0.9)) -> Path:
@@ -47,8 +43,7 @@ def ledger(run: Path, *, steps: tuple[float, ...] = (2, 1, 1.2, 0.8, 1, 1.1, 0.9
         line("saved", 182, last + 2, 2.5, saving=1, evaluation=10),
         line("end", 183, last + 2, 2.5, saving=1, evaluation=10),
     ]
-    run.mkdir(exist_ok=True)
-    (run / LEDGER).write_text("".join(json.dumps(one) + "\n" for one in lines))
+    write_ledger(run, *lines)
     return run
 
 

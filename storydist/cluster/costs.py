@@ -46,7 +46,7 @@ def costs_of(lives: Sequence[Life], exit_s: float | None = None) -> Priced:
     `exit_s`: from the end of the loop to that of the process, which a ledger cannot know.
     """
     sources: dict[str, str] = {}
-    firsts, others = _steps(lives)
+    firsts, others = steps_of(lives)
     step_s, spread = _speed(others, sources)
     warm_ups = [max(0.0, first.took_s - first.count * step_s) for first in firsts]
     starts = [(life.begin["step"], part.seconds[START]) for life, part in zip(lives, spent(lives), strict=True)]
@@ -74,7 +74,7 @@ def costs_of(lives: Sequence[Life], exit_s: float | None = None) -> Priced:
     return Priced(costs, sources, lives[-1].begin["world_size"])
 
 
-def _steps(lives: Sequence[Life]) -> tuple[list[Steps], list[Steps]]:
+def steps_of(lives: Sequence[Life]) -> tuple[list[Steps], list[Steps]]:
     """The first stretch of each life, which holds what happens once, and all the others."""
     firsts, others = [], []
     for life in lives:

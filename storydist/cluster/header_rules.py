@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Iterator
 
 from storydist.cluster.fault import Fault, lead_s, training_step
+from storydist.cluster.planner import RESOLUTION_S
 from storydist.cluster.script import DIRECTIVE, Directive, Script
 
-RESOLUTION_S = 60  # Slurm looks for ending jobs once a minute
 LAUNCHERS = ("torchrun", "accelerate", "torch.distributed.run", "accelerate.commands.launch")
 
 

@@ -1,33 +1,27 @@
 """Whether the signal ahead of the time limit comes soon enough for a checkpoint to be written."""
 
-import json
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from storydist.cluster import fault, slurm
+from storydist.cluster.costs import steps_of
 from storydist.cluster.finding import Finding, fail, ok, warn
-from storydist.cluster.header_rules import RESOLUTION_S
+from storydist.cluster.goodput import read_lives
+from storydist.cluster.planner import RESOLUTION_S, STEPS_AT_STOP, lead_s
 from storydist.cluster.script import read_script
-from storydist.training.log import LOG, METRICS
 
 CHECK = "lead time"
-RECENT = 50  # lines of a run's logs that are looked at
-_SAVED = re.compile(r"saved in ([0-9.]+) s; the loop waited ([0-9.]+) s")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of an earlier life of the run, seconds: its longest recent step, and its longest recent save, start to end."""
+    """Of the run's earlier lives, seconds: the longest step, and the longest save, start to end."""
 
     step_s: float
     save_s: float
 
 
-def lead_time(run: Path, global_batch: int, given_s: int | None, job_id: str | None) -> list[Finding]:
+def lead_time(run: Path, given_s: int | None, job_id: str | None) -> list[Finding]:
     """`given_s`: how long before the end the signal comes; None: what the job's own script says."""
     seconds = _of_script(job_id) if given_s is None and job_id else given_s
     if seconds is None:
@@ -35,42 +29,29 @@ def lead_time(run: Path, global_batch: int, given_s: int | None, job_id: str | N
             return [ok(CHECK, "no Slurm job")]
         told = "Slurm sends the job no signal that could be found out (it may have been given on sbatch's command line)"
         return [warn(CHECK, told, "#SBATCH --signal=B:USR1@300 in the script, or tell --lead-s")]
-    measured = measure(run, global_batch)
+    measured = measure(run)
     remedy = "a longer one: #SBATCH --signal=B:USR1@SECONDS (or --lead-s, if this is not what the job is sent)"
     if measured is None:
         told = f"{seconds} s; {run} tells of no save yet, Slurm itself takes up to {RESOLUTION_S} s of it"
         return [ok(CHECK, told) if seconds > RESOLUTION_S else fail(CHECK, told, remedy)]
-    # The step under way, a save that was begun before, and the last one.
-    needed = RESOLUTION_S + measured.step_s + 2 * measured.save_s
+    needed = lead_s(measured.step_s, measured.save_s)
     told = (
-        f"{seconds} s; needed are {needed:.0f}: a step ({measured.step_s:.1f} s), two saves ({measured.save_s:.1f} s "
-        f"each, as measured) and {RESOLUTION_S} s, because Slurm looks once a minute"
+        f"{seconds} s; needed are {needed:.0f}: {STEPS_AT_STOP} steps ({measured.step_s:.1f} s each), two saves "
+        f"({measured.save_s:.1f} s each, as measured) and {RESOLUTION_S} s, because Slurm looks once a minute"
     )
     return [ok(CHECK, told) if seconds >= needed else fail(CHECK, told, remedy)]
 
 
-def measure(run: Path, global_batch: int) -> Measured | None:
-    """From train.log and metrics.jsonl of an earlier life; None when there was none that saved."""
-    saves = [sum(map(float, found.groups())) for line in _lines(run / LOG) if (found := _SAVED.search(line))]
-    records = [_record(line) for line in _lines(run / METRICS)]
-    speeds = [one["samples_per_s"] for one in records if one.get("samples_per_s")]
-    if not saves or not speeds:
-        return None
-    return Measured(max(global_batch / speed for speed in speeds[:RECENT]), max(saves[:RECENT]))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The last lines of a file, the newest first; none without the file."""
-    if path.is_file():
-        yield from islice(reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()), 100 * RECENT)
-
-
-def _record(line: str) -> dict[str, Any]:
+def measure(run: Path) -> Measured | None:
+    """From the run's ledger; None when it tells of no step or no save."""
     try:
-        found = json.loads(line)
-    except ValueError:  # half written
-        return {}
-    return found if isinstance(found, dict) else {}
+        lives = read_lives(run)
+    except (FileNotFoundError, ValueError):
+        return None
+    firsts, others = steps_of(lives)
+    steps = [stretch.took_s / stretch.count for stretch in others or firsts]
+    saves = [line["stall_s"] - line["waited_s"] + line["write_s"] for life in lives for line in life.written]
+    return Measured(max(steps), max(saves)) if steps and saves else None
 
 
 def _of_script(job_id: str) -> int | None:

@@ -111,7 +111,7 @@ class Rank:
         return machine.shared_memory(self.place, gpus=self.device.type == "cuda")
 
     def lead_time(self) -> list[Finding]:
-        return lead.lead_time(self.run, self.config.train.global_batch, self.lead_s, self.place.job_id)
+        return lead.lead_time(self.run, self.lead_s, self.place.job_id)
 
     def model(self) -> list[Finding]:
         index, config = self._opened(), self.config

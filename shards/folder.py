@@ -11,7 +11,7 @@ from typing import Any
 
 from shards.lock import FolderLock
 from shards.merge import SKIPPED_FILE
-from storydist.data.files import write_atomic
+from storydist.data.files import WITHOUT_LOCKS, write_atomic
 from storydist.data.index import BUILD_FOLDER, TABLES, IndexInfo, read_info
 from storydist.data.sample import to_json
 
@@ -66,8 +66,9 @@ def _lock(descriptor: int, root: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another command is writing to {root}; wait for it or choose another folder") from None
-    except OSError:
-        pass  # a file system without locks: two at once are then the user's own care
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:  # two at once are then the user's own care
+            raise
 
 
 def remove_set(root: Path) -> None:

@@ -1,14 +1,13 @@
 """Which process writes what in a folder that several build at once, on one node or on many."""
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# What file systems say that keep no locks: Lustre mounted without `-o flock`, NFS without a lock daemon, some FUSE.
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+from storydist.data.files import WITHOUT_LOCKS
+
 _DOOR = 0  # the byte of the file that stands for the folder's state; byte 1 + N stands for shard N
 
 

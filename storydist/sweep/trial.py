@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from storydist.config import load_config
 from storydist.sweep.settings import Sweep, setting
 from storydist.sweep.study import OwnedTrial, next_trial
+from storydist.training.log import METRICS
 from storydist.training.preemption import REQUEUE, SAME_S
 from storydist.verdict.report import read_metrics
 
@@ -103,6 +104,8 @@ class _Run:
         self._words = [*sweep.overrides, *drawn, *own]
         self._config = sweep.config
         self._told = set(owned.told)
+        self._seen: tuple[int, int, int] | None = None  # of which state of the file `_found` tells
+        self._found: dict[int, float] = {}
         self._judged = not self._told  # a former owner may have ended between telling the pruner and asking it
 
     def go(self, program: Program, asked: Callable[[], bool]) -> Outcome | None:
@@ -171,14 +174,18 @@ class _Run:
         return Outcome(TrialState.COMPLETE, value)
 
     def _evaluations(self) -> dict[int, float]:
-        """The metric by step, where it is defined."""
-        found = {}
-        for entry in read_metrics(self._path):
-            if entry["kind"] == "evaluation":
-                value = entry["metrics"].get(self._metric, {}).get("value")
-                if value is not None and math.isfinite(value):
-                    found[entry["step"]] = value
-        return found
+        """The metric by step, where it is defined. Asked for every POLL_S, so read only when the file has changed."""
+        path = self._path / METRICS
+        status = path.stat() if path.exists() else None
+        seen = status and (status.st_ino, status.st_size, status.st_mtime_ns)
+        if seen != self._seen:
+            self._seen, self._found = seen, {}
+            for entry in read_metrics(self._path):
+                if entry["kind"] == "evaluation":
+                    value = entry["metrics"].get(self._metric, {}).get("value")
+                    if value is not None and math.isfinite(value):
+                        self._found[entry["step"]] = value
+        return self._found
 
     def _last_words(self) -> str:
         lines = (self._path / OUTPUT).read_text(errors="replace").splitlines()

@@ -1,6 +1,5 @@
 """One run to a folder: a lock that the kernel lets go of when its process is gone, however it went."""
 
-import errno
 import fcntl
 import os
 import socket
@@ -9,11 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from storydist.data.files import make_folder
+from storydist.data.files import WITHOUT_LOCKS, make_folder
 
 LOCK = ".lock"
-# What file systems say that keep no locks: Lustre mounted without `-o flock`, NFS without a lock daemon, some FUSE.
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 LEAVING_S = 90.0  # a rank whose launcher was killed finishes its step and saves, or is ended by its watchdog
 POLL_S = 0.1
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from storydist.command import ArgumentParser, positive_int, run_command
+from storydist.command import ArgumentParser, end_with, positive_int
 from storydist.training.preemption import leave_at_once_on_signals
 
 FAULTS = 1  # exit code of --lint
@@ -65,7 +65,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     leave_at_once_on_signals()
-    code = run_command(main)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a collective that never ended has a thread that would keep the process
+    end_with(main, several=True)  # at once: a collective that never ended has a thread that would keep the process

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from storydist.command import ArgumentParser, run_command
+from storydist.command import ArgumentParser, end_with
 from storydist.training.preemption import leave_at_once_on_signals
 
 if TYPE_CHECKING:
@@ -88,13 +88,13 @@ def start(run: "Run", say: Callable[[str], None], resume: bool, allow_change: tu
         f"\n{run.stream.mixing_told()}"
     )
     try:
-        return train(run)
+        code = train(run)
     except FloatingPointError as error:
         raise ValueError(str(error)) from error
-    finally:
-        run.accelerator.end_training()
+    run.accelerator.end_training()  # not after an error: it may wait for ranks that are gone
+    return code
 
 
 if __name__ == "__main__":
     leave_at_once_on_signals()
-    raise SystemExit(run_command(main))
+    end_with(main, several="RANK" in os.environ)

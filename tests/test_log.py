@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
 from storydist.training.checkpoint import TrainState
-from storydist.training.log import METRICS, RunLog
+from storydist.training.log import LOG, METRICS, RunLog
 
 VALUES = {"loss": 1.0, "skipped_samples": 0, "samples_per_s": 1.0, "data_wait_share": 0.0}
 EVALUATION: dict[str, Any] = {"split": "val", "num_skipped": 0, "metrics": {"image L1": {"value": 1.0, "floors": {}}}}
@@ -82,3 +83,19 @@ def test_a_damaged_line_takes_no_other_with_it(tmp_path, capsys):
         train(log, 4)
     assert lines(tmp_path) == [1, 3, 4]
     assert "metrics.jsonl: 1 damaged line(s) left out" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_with_the_file_and_all_is_closed(tmp_path):
+    with pytest.raises(OSError, match="No space left on device") as told, RunLog(tmp_path, TrainState(), 9) as log:
+        log._metrics = full = open("/dev/full", "a")  # noqa: SIM115
+        train(log, 1)
+    assert told.value.filename == str(tmp_path / METRICS)
+    assert full.closed and log._log.closed
+    assert "stopped by OSError" in (tmp_path / LOG).read_text()
+
+
+def test_a_full_disk_does_not_hide_what_the_run_ends_with(tmp_path):
+    with pytest.raises(KeyError, match="a defect"), RunLog(tmp_path, TrainState(), 9) as log:
+        log._log = log._metrics = open("/dev/full", "a")  # noqa: SIM115
+        log._metrics.write("waits to be flushed")
+        raise KeyError("a defect")

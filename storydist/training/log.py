@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +28,7 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
-from storydist.data.files import remove_leftovers, sync, write_atomic
+from storydist.data.files import naming, remove_leftovers, sync, write_atomic
 from storydist.training.checkpoint import TrainState
 
 METRICS, LOG, BOARD = "metrics.jsonl", "train.log", "tensorboard"
@@ -65,16 +66,16 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self.say(f"stopped by {type(error).__name__}: {error}", shown=False)
-        self._progress.stop()
-        self.board.close()
-        self._metrics.close()
-        self._log.close()
+        # What the run ends with is told, not that the disk is full for its last words too.
+        with suppress(OSError) if error is not None else nullcontext(), ExitStack() as stack:
+            for close in (self._log.close, self._metrics.close, self.board.close, self._progress.stop):
+                stack.callback(close)  # each, the last first, whatever becomes of another
+            if error is not None:
+                self.say(f"stopped by {type(error).__name__}: {error}", shown=False)
 
     def say(self, text: str, shown: bool = True) -> None:
         """One line into the log file and, unless `shown` is off, to the user. Any thread may call it."""
-        with self._lock:
+        with self._lock, naming(self._run / LOG):
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self._log.flush()
         if shown:
@@ -84,7 +85,8 @@ class RunLog:
 
     def to_disk(self) -> None:
         """Flushes what was logged so far: no checkpoint may outlive the lines before it. Any thread may call it."""
-        self.board.flush()
+        with naming(self._run / BOARD):
+            self.board.flush()
         for path in (self._run / METRICS, *(self._run / BOARD).iterdir(), self._run / BOARD, self._run):
             sync(path)
 
@@ -110,18 +112,20 @@ class RunLog:
         self._progress.update(self._task, completed=step, note=note)
 
     def _draw(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        with naming(self._run / BOARD):
+            for name, value in values.items():
+                self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
     def evaluation(self, step: int, evaluation: Mapping[str, Any]) -> None:
         """One evaluation line: every metric and its floors."""
         metrics = {name: {"value": m["value"], "floors": m["floors"]} for name, m in evaluation["metrics"].items()}
         facts = {"split": evaluation["split"], "num_skipped": evaluation["num_skipped"]}
         self._write({"step": step, "kind": "evaluation", **facts, "metrics": metrics})
-        for name, metric in metrics.items():
-            self.board.add_scalar(f"{evaluation['split']}/{name}", metric["value"], step)
-            for floor, value in metric["floors"].items():
-                self.board.add_scalar(f"{evaluation['split']}/{name} | floor: {floor}", value, step)
+        with naming(self._run / BOARD):
+            for name, metric in metrics.items():
+                self.board.add_scalar(f"{evaluation['split']}/{name}", metric["value"], step)
+                for floor, value in metric["floors"].items():
+                    self.board.add_scalar(f"{evaluation['split']}/{name} | floor: {floor}", value, step)
         told = ", ".join(
             f"{name} {metrics[name]['value']:.3f}"
             for name in ("image L1", "text R@10", "text CE", "character F1", "score R2")
@@ -141,14 +145,16 @@ class RunLog:
                 *([record["predicted_frame"]] if record["predicted_frame"] else []),
             ]
             row = np.concatenate([_pixels(picture) for picture in pictures], axis=1)
-            self.board.add_image(f"examples/{number}: inputs, target, prediction", row, step, dataformats="HWC")
-            if record["generated_text"] is not None:
-                text = f"**target**: {record['target_text']}\n\n**generated**: {record['generated_text']}"
-                self.board.add_text(f"examples/{number}", text, step)
+            with naming(self._run / BOARD):
+                self.board.add_image(f"examples/{number}: inputs, target, prediction", row, step, dataformats="HWC")
+                if record["generated_text"] is not None:
+                    text = f"**target**: {record['target_text']}\n\n**generated**: {record['generated_text']}"
+                    self.board.add_text(f"examples/{number}", text, step)
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        with naming(self._run / METRICS):
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
 
 
 def _let_a_second_pass(board: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storydist.training.lock import WITHOUT_LOCKS
+
 
 @contextmanager
 def held(path: Path, wait: bool) -> Iterator[int | None]:
@@ -22,6 +24,8 @@ def held(path: Path, wait: bool) -> Iterator[int | None]:
             yield None
             return
         except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
             raise ValueError(
                 f"{path.parent}: this file system keeps no locks ({error.strerror}), which a sweep needs; "
                 "choose a --dir on one that does"

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def next_trial(study: optuna.Study, folder: Path, sweep: Sweep) -> Iterator[Owne
         with held(folder / LOCK, wait=True):
             owned = _abandoned(study, folder, stack)
             if owned is None and len(study.get_trials(deepcopy=False)) < sweep.settings.trials:
-                owned = _own(study.ask(), folder, frozenset(), stack)
+                owned = _own(study.ask(), folder, stack)
         if owned is not None:
             study.sampler = _sampler(sweep, owned.trial.number)
             for key, axis in sweep.settings.space.items():
@@ -139,17 +139,20 @@ def next_trial(study: optuna.Study, folder: Path, sweep: Sweep) -> Iterator[Owne
 
 def _abandoned(study: optuna.Study, folder: Path, stack: ExitStack) -> OwnedTrial | None:
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owned = _own(Trial(study, frozen._trial_id), folder, frozenset(frozen.intermediate_values), stack)
-        if owned is not None:
-            return owned
+        owned = _own(Trial(study, frozen._trial_id), folder, stack)
+        if owned is None:
+            continue
+        now = study.get_trials(deepcopy=False)[frozen.number]  # its owner may have told more, its end as well
+        if now.state == TrialState.RUNNING:
+            return replace(owned, told=frozenset(now.intermediate_values))
     return None
 
 
-def _own(trial: Trial, folder: Path, told: frozenset[int], stack: ExitStack) -> OwnedTrial | None:
+def _own(trial: Trial, folder: Path, stack: ExitStack) -> OwnedTrial | None:
     path = trial_path(folder, trial.number)
     path.mkdir(exist_ok=True)
     owner = stack.enter_context(held(path / OWNER, wait=False))
-    return None if owner is None else OwnedTrial(trial, path, owner, told)
+    return None if owner is None else OwnedTrial(trial, path, owner, frozenset())
 
 
 def suggest(trial: Trial, key: str, axis: Axis) -> None:

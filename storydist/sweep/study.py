@@ -70,11 +70,11 @@ def open_study(folder: Path, sweep: Sweep) -> optuna.Study:
 
 def read_study(folder: Path) -> optuna.Study:
     """The study of a folder, to look at. Raises FileNotFoundError when there is none."""
-    if not (folder / JOURNAL).is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no sweep (no {JOURNAL}); launch/sweep.py SWEEP.yaml --dir DIR begins one"
-        )
-    return optuna.load_study(study_name=NAME, storage=_storage(folder))
+    if (folder / JOURNAL).is_file():
+        storage = _storage(folder)
+        if any(IDENTITY in study.user_attrs for study in storage.get_all_studies()):
+            return optuna.load_study(study_name=NAME, storage=storage)
+    raise FileNotFoundError(f"{folder} holds no sweep (none in {JOURNAL}); launch/sweep.py SWEEP.yaml --dir DIR begins one")
 
 
 def _storage(folder: Path) -> JournalStorage:

@@ -9,12 +9,14 @@ DIR/trial-0007/.owner held by the task that has it, and by the run
 import logging
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -27,7 +29,6 @@ from storydist.training.identity import flatten
 JOURNAL, LOCK, OWNER = "journal.log", "sweep.lock", ".owner"
 NAME = "sweep"
 IDENTITY = "sweep"  # the user attribute that says what is searched
-SEEDS_APART = 1_000_003  # trials of sweeps whose seeds are neighbours have other seeds
 
 logging.getLogger("optuna").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -114,9 +115,10 @@ def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
-    """A trial's own, whatever was drawn for others: which task or life chooses it is of no account."""
-    seed = (sweep.settings.seed * SEEDS_APART + number) % 2**32
+def _sampler(sweep: Sweep, number: int, key: str) -> optuna.samplers.BaseSampler:
+    """Of one setting of a trial, whatever was drawn before it: which task or life draws it is of no account."""
+    entropy = [sweep.settings.seed, number, zlib.crc32(key.encode())]
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     if sweep.settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=True)
@@ -131,8 +133,8 @@ def next_trial(study: optuna.Study, folder: Path, sweep: Sweep) -> Iterator[Owne
             if owned is None and len(study.get_trials(deepcopy=False)) < sweep.settings.trials:
                 owned = _own(study.ask(), folder, stack)
         if owned is not None:
-            study.sampler = _sampler(sweep, owned.trial.number)
             for key, axis in sweep.settings.space.items():
+                study.sampler = _sampler(sweep, owned.trial.number, key)
                 suggest(owned.trial, key, axis)
         yield owned
 

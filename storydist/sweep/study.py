@@ -75,7 +75,9 @@ def read_study(folder: Path) -> optuna.Study:
         storage = _storage(folder)
         if any(IDENTITY in study.user_attrs for study in storage.get_all_studies()):
             return optuna.load_study(study_name=NAME, storage=storage)
-    raise FileNotFoundError(f"{folder} holds no sweep (none in {JOURNAL}); launch/sweep.py SWEEP.yaml --dir DIR begins one")
+    raise FileNotFoundError(
+        f"{folder} holds no sweep (none in {JOURNAL}); launch/sweep.py SWEEP.yaml --dir DIR begins one"
+    )
 
 
 def _storage(folder: Path) -> JournalStorage:

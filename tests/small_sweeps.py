@@ -14,7 +14,7 @@ STEPS = 6
 METRIC = "text R@10"  # higher is better
 SPACE: dict[str, Any] = {"optim.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
 # A life is told by {"values": {step: metric}, "code": exit code, "says": last words, "waits": until TERM, then 75}.
-# Each writes down its arguments, and the signal that it got.
+# Each writes down its arguments, the owner's lock if it has one, and the signal that it got.
 PROGRAM = """
 import json, os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -26,6 +26,9 @@ with open(run + "/lives", "a+") as file:
     number = len(file.readlines()) - 1
 own = next((told for end, told in lives.items() if run.endswith(end)), lives.get("", [{}]))
 life = own[min(number, len(own) - 1)]
+with open(run + "/owned", "w") as file:
+    open_files = (os.path.realpath("/proc/self/fd/" + number) for number in os.listdir("/proc/self/fd"))
+    file.write(" ".join(path for path in open_files if path.endswith(".owner")))
 with open(run + "/metrics.jsonl", "a") as file:
     for step, value in life.get("values", {}).items():
         metrics = {METRIC: {"value": value}}

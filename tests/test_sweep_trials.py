@@ -1,11 +1,14 @@
-"""A trial from its runs to its end, with a program in the place of launch/train.py; then the command with the real one."""
+"""A trial from its runs to its end, with a program in the place of launch/train.py; the command, with the real one."""
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -17,10 +20,13 @@ from storydist.sweep.owner import held
 from storydist.sweep.report import print_table, ranked, write_page
 from storydist.sweep.study import OWNER, open_study, read_study
 from storydist.sweep.trial import run_trials
+from storydist.training.keep import list_steps
+from storydist.verdict.report import read_metrics
 from tests.small_runs import SMALL
-from tests.small_sweeps import METRIC, lives_of, small_sweep, told_program
+from tests.small_sweeps import METRIC, SPACE, lives_of, small_sweep, told_program
 from tests.story_tables import ROOT, environment, run_file
 
+Start = Callable[..., subprocess.Popen[bytes]]
 GOOD = [{"values": {2: 0.1, 4: 0.9, 6: 0.5}}]
 
 
@@ -120,7 +126,7 @@ def test_settings_that_go_alone_but_not_together_fail_without_a_run(tmp_path):
 
 def test_trials_that_only_fail_end_the_sweep(tmp_path):
     ran = Ran(tmp_path, trials=9)
-    with pytest.raises(ValueError, match="^3 trials have failed and none has ended well; the last: exit code 2: error: x"):
+    with pytest.raises(ValueError, match="^3 trials have failed and none has ended well; the last: exit code 2: .*x$"):
         ran.go({"": [{"code": 2, "says": "error: x"}]})
     assert [trial.state for trial in ran.trials] == [TrialState.FAIL] * 3
 
@@ -169,6 +175,7 @@ def test_a_stop_leaves_the_trial_open_and_the_next_call_goes_on_with_it(tmp_path
     assert not ran.go(told, asked=(run / "waits").exists)
     (trial,) = ran.trials
     assert trial.state == TrialState.RUNNING and (run / "got-term").exists()
+    assert (run / "owned").read_text() == str(run / OWNER)  # by the run too, should its task be killed
     assert ran.said[-1] == f"{run}: stopped; the same command goes on with it"
     assert ran.go(told)
     assert [trial.value for trial in ran.trials] == [0.5, 0.5] and ran.trials[0].params == trial.params
@@ -200,8 +207,14 @@ def test_a_watcher_that_fails_takes_its_run_along(tmp_path):
 
 def test_the_report_has_the_best_first_then_what_did_not_end_well(tmp_path, capsys):
     ran = Ran(tmp_path, trials=5, startup_trials=1)
-    told = {"0000": BEST, "0001": [{"values": {2: 0.1}, "waits": True}], "0002": [{"code": 2, "says": "error: <b> gone"}]}
-    assert not ran.go(told | {"0003": [{"values": {6: 0.95}}], "0004": [{"waits": True}]}, (ran.run("trial-0004/waits")).exists)
+    told = {
+        "0000": BEST,
+        "0001": [{"values": {2: 0.1}, "waits": True}],
+        "0002": [{"code": 2, "says": "error: <b> gone"}],
+    }
+    assert not ran.go(
+        told | {"0003": [{"values": {6: 0.95}}], "0004": [{"waits": True}]}, (ran.run("trial-0004/waits")).exists
+    )
     study = read_study(ran.folder)
     assert [trial.number for trial in ranked(study)] == [3, 0, 1, 2, 4]
     page = write_page(study, ran.folder).read_text()
@@ -212,79 +225,125 @@ def test_the_report_has_the_best_first_then_what_did_not_end_well(tmp_path, caps
     assert "error: <b> gone" in capsys.readouterr().out
 
 
-def command(folder: Path, shards: Path) -> subprocess.Popen[bytes]:
-    words = ["launch/sweep.py", folder / "sweep.yaml", "--dir", folder / "sweep", f"data.shards={shards}"]
-    with (folder / "output").open("wb") as output:
-        return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, env=environment(), stdout=output, stderr=output)
+@pytest.fixture
+def start(tmp_path) -> Iterator[Start]:
+    """Starts a sweep's command in the test's folder, in a process group with its run."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def started(script: Path, **variables: str) -> subprocess.Popen[bytes]:
+        words = [script, tmp_path / "sweep.yaml", "--dir", tmp_path / "sweep"]
+        given = environment() | {"PYTHONPATH": str(ROOT)} | variables
+        with (tmp_path / "output").open("ab") as output:
+            command = [sys.executable, *map(str, words)]
+            process = subprocess.Popen(command, env=given, stdout=output, stderr=output, start_new_session=True)
+        processes.append(process)
+        return process
+
+    yield started
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-def begun(run: Path) -> bool:
-    path = run / "metrics.jsonl"
-    return path.exists() and b'"step"' in path.read_bytes()
-
-
-def wait_for(process: subprocess.Popen[bytes], run: Path) -> None:
-    while not begun(run):
-        assert process.poll() is None, "the sweep ended before the trial began"
+def wait_until(there: Callable[[], object], process: subprocess.Popen[bytes], output: Path) -> None:
+    while not there():
+        assert process.poll() is None, output.read_text()
         time.sleep(0.02)
 
 
-def write_real_sweep(folder: Path, steps: int) -> None:
+@pytest.fixture
+def told_command(tmp_path) -> Callable[[dict], Path]:
+    """The command, with a program in the place of launch/train.py beside it."""
+
+    def made(lives: dict) -> Path:
+        words = list(told_program(tmp_path, lives).command)
+        (tmp_path / "launch").mkdir(exist_ok=True)
+        kept = f"open({str(tmp_path / 'environment')!r}, 'w').write(json.dumps(dict(os.environ)))"
+        (tmp_path / "launch/train.py").write_text(
+            f"import json, os, sys\n{kept}\nos.execv({words[0]!r}, {words!r} + sys.argv[1:])\n"
+        )
+        return Path(shutil.copy(ROOT / "launch/sweep.py", tmp_path / "launch"))
+
+    return made
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_a_task_stops_its_run_and_ends_it_with_75(tmp_path, told_command, start, number):
+    small_sweep(tmp_path, trials=1)
+    run, output = tmp_path / "sweep/trial-0000", tmp_path / "output"
+    process = start(told_command({"": [{"waits": True}, *GOOD]}), RANK="3", WORLD_SIZE="4", OTHER="kept")
+    wait_until((run / "waits").exists, process, output)
+    process.send_signal(number)
+    assert process.wait(60) == 75 and (run / "got-term").exists(), output.read_text()
+    assert output.read_text().endswith(f"{run}: stopped; the same command goes on with it\n")
+    assert read_study(tmp_path / "sweep").trials[0].state == TrialState.RUNNING
+    given = json.loads((tmp_path / "environment").read_text())  # a run of its own, no rank of the sweep's launcher
+    assert "RANK" not in given and "WORLD_SIZE" not in given and given["OTHER"] == "kept"
+    assert "ACCELERATE_MIXED_PRECISION" in given  # by which it knows that it has to stop when the sweep is gone
+
+
+def test_trials_that_only_fail_end_the_command_with_2(tmp_path, told_command, start):
+    small_sweep(tmp_path, trials=4)
+    process = start(told_command({"": [{"code": 2, "says": "error: the shards are gone"}]}))
+    assert process.wait(60) == 2
+    last = (tmp_path / "output").read_text().splitlines()[-1]
+    assert (
+        last == "error: 3 trials have failed and none has ended well; the last: exit code 2: error: the shards are gone"
+    )
+
+
+def write_real_sweep(folder: Path, shards: Path, steps: int) -> None:
     train = {"steps": steps, "global_batch": 4, "micro_batch": 4, "threads": 1, "device": "cpu", "log_every": 1}
-    train |= {"evaluate_every": steps // 2, "evaluate_split": "test", "save_every": 10}
+    train |= {"evaluate_every": steps, "evaluate_split": "test", "save_every": 5}
     evaluate = {"generate_windows": 0, "resamples": 10, "num_examples": 1}
-    settings = {"model": SMALL, "train": train, "data": {"max_wordpieces": 20}, "evaluate": evaluate}
-    space = {"optim.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
-    sweep = {"config": "run.yaml", "space": space, "metric": "text CE", "trials": 2, "pruner": "none"}
+    data = {"shards": str(shards), "max_wordpieces": 20}
+    settings = {"model": SMALL, "train": train, "data": data, "evaluate": evaluate}
+    sweep = {"config": "run.yaml", "space": SPACE, "metric": "text CE", "trials": 2, "pruner": "none"}
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
 
 
-def test_a_sweep_that_is_stopped_and_killed_goes_on_with_the_same_trials(tiny_index, tmp_path):
-    write_real_sweep(tmp_path, steps=40)
-    folder, runs = tmp_path / "sweep", [tmp_path / "sweep" / f"trial-000{number}" for number in (0, 1)]
-    drawn = []
-    for life, end in enumerate((signal.SIGUSR1, signal.SIGKILL)):
-        process = command(tmp_path, tiny_index.root)
-        wait_for(process, runs[life])
-        drawn.append(read_study(folder).trials[life].params)
-        os.kill(process.pid, end)
-        code = process.wait(60)
-        assert code == (75 if end == signal.SIGUSR1 else -end), (tmp_path / "output").read_text()
-    with held(runs[1] / OWNER, wait=True):  # until the run has seen that it has no sweep any more
-        pass
-    process = command(tmp_path, tiny_index.root)
-    assert process.wait(60) == 0, (tmp_path / "output").read_text()
+def test_a_sweep_that_is_killed_goes_on_with_the_same_trials(tiny_index, tmp_path, start):
+    write_real_sweep(tmp_path, tiny_index.root, steps=40)
+    folder, output = tmp_path / "sweep", tmp_path / "output"
+    runs = [folder / f"trial-000{number}" for number in (0, 1)]
+    process = start(ROOT / "launch/sweep.py")
+    wait_until(lambda: list_steps(runs[0]), process, output)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    drawn = read_study(folder).trials[0].params
 
+    process = start(ROOT / "launch/sweep.py")
+    report = run_file("launch/sweep.py", folder, "--report")  # while the sweep goes on
+    assert report.returncode == 0 and "1 open; lower is better" in report.stdout
+    assert process.wait(120) == 0, output.read_text()
     trials = read_study(folder).trials
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
-    assert [trial.params for trial in trials] == drawn
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2 and trials[0].params == drawn
     for run, trial in zip(runs, trials, strict=True):
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = read_metrics(run)
         assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 41))
-        last = [line["metrics"]["text CE"]["value"] for line in lines if line["kind"] == "evaluation"][-1]
-        assert trial.value == last
-    assert "2 complete; lower is better" in (tmp_path / "output").read_text()
-    (folder / "sweep.html").unlink()
-    done = run_file("launch/sweep.py", folder, "--report")
-    assert done.returncode == 0 and "2 complete" in done.stdout and "<svg" in (folder / "sweep.html").read_text()
-
-
-@pytest.mark.parametrize("name", ["USR1", "TERM"])
-def test_a_signal_to_a_sweep_is_passed_on_and_leaves_75(name):
-    pytest.skip("drafted")
+        (last,) = [line for line in lines if line["kind"] == "evaluation"]
+        assert trial.value == last["metrics"]["text CE"]["value"]
+    assert [len(re.findall("step 0 of 40,", (run / "output.log").read_text())) for run in runs] == [1, 1]
+    assert "2 complete; lower is better" in output.read_text()
+    assert "2 complete" in (page := (folder / "sweep.html").read_text()) and "<svg" in page
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["configs/sweeps/demo.yaml"], "--dir DIR is needed: the folder of the sweep"),
-        (["DIR", "--report", "--trials", "3"], "--report takes the sweep's folder and nothing else"),
-        (["DIR", "--report"], "DIR holds no sweep"),
-        (["configs/sweeps/demo.yaml", "--dir", "DIR", "model.widht=3"], "model.widht: no such key; did you mean model.width?"),
+        (["none", "--report", "--trials", "3"], "--report takes the sweep's folder and nothing else"),
+        (["none", "--report"], "none holds no sweep"),
+        (
+            ["configs/sweeps/demo.yaml", "--dir", "none", "model.widht=3"],
+            "model.widht: no such key; did you mean model.width?",
+        ),
     ],
 )
 def test_the_command_refuses(tmp_path, words, message):
-    done = run_file("launch/sweep.py", *(word.replace("DIR", str(tmp_path / "none")) for word in words))
-    assert done.returncode == 2 and message.replace("DIR ", f"{tmp_path}/none ", 1 if "holds" in message else 0) in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "none").exists()
+    none = tmp_path / "none"
+    done = run_file("launch/sweep.py", *(str(none) if word == "none" else word for word in words))
+    assert done.returncode == 2 and message in done.stderr
+    assert "Traceback" not in done.stderr and not none.exists()

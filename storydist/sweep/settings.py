@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from storydist.config import Config, load_config, parse_settings, read_yaml
 from storydist.settings import Settings
@@ -73,10 +73,11 @@ class SweepConfig(Settings):
     startup_trials: int = Field(4, ge=0, description="that end before the median prunes")
     warmup_steps: int = Field(0, ge=0, description="in which the median prunes nothing")
 
-    @model_validator(mode="after")
-    def _has_a_metric(self) -> "SweepConfig":
-        choice_merit({}, self.metric)
-        return self
+    @field_validator("metric")
+    @classmethod
+    def _is_a_metric(cls, name: str) -> str:
+        choice_merit({}, name)
+        return name
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -106,8 +107,8 @@ class Sweep:
 def load_sweep(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -> Sweep:
     """The sweep of a YAML file; `overrides` come after its own, `trials` takes the place of its own.
 
-    Raises FileNotFoundError, or one ValueError that lists every mistake, also those that a trial would only meet after
-    hours.
+    Raises FileNotFoundError, or one ValueError that lists every mistake: in the file's form or, where that is right,
+    what a trial would only meet after hours.
     """
     settings = parse_settings(SweepConfig, read_yaml(path), str(path))
     settings = settings.model_copy(update={"trials": trials or settings.trials})

@@ -9,12 +9,14 @@ DIR/trial-0007/.owner held by the task that has it, and by the run
 import logging
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -27,7 +29,6 @@ from storydist.training.identity import flatten
 JOURNAL, LOCK, OWNER = "journal.log", "sweep.lock", ".owner"
 NAME = "sweep"
 IDENTITY = "sweep"  # the user attribute that says what is searched
-SEEDS_APART = 1_000_003  # trials of sweeps whose seeds are neighbours have other seeds
 
 logging.getLogger("optuna").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -70,11 +71,13 @@ def open_study(folder: Path, sweep: Sweep) -> optuna.Study:
 
 def read_study(folder: Path) -> optuna.Study:
     """The study of a folder, to look at. Raises FileNotFoundError when there is none."""
-    if not (folder / JOURNAL).is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no sweep (no {JOURNAL}); launch/sweep.py SWEEP.yaml --dir DIR begins one"
-        )
-    return optuna.load_study(study_name=NAME, storage=_storage(folder))
+    if (folder / JOURNAL).is_file():
+        storage = _storage(folder)
+        if any(IDENTITY in study.user_attrs for study in storage.get_all_studies()):
+            return optuna.load_study(study_name=NAME, storage=storage)
+    raise FileNotFoundError(
+        f"{folder} holds no sweep (none in {JOURNAL}); launch/sweep.py SWEEP.yaml --dir DIR begins one"
+    )
 
 
 def _storage(folder: Path) -> JournalStorage:
@@ -114,9 +117,10 @@ def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
-    """A trial's own, whatever was drawn for others: which task or life chooses it is of no account."""
-    seed = (sweep.settings.seed * SEEDS_APART + number) % 2**32
+def _sampler(sweep: Sweep, number: int, key: str) -> optuna.samplers.BaseSampler:
+    """Of one setting of a trial, whatever was drawn before it: which task or life draws it is of no account."""
+    entropy = [sweep.settings.seed, number, zlib.crc32(key.encode())]
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     if sweep.settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=True)
@@ -129,27 +133,30 @@ def next_trial(study: optuna.Study, folder: Path, sweep: Sweep) -> Iterator[Owne
         with held(folder / LOCK, wait=True):
             owned = _abandoned(study, folder, stack)
             if owned is None and len(study.get_trials(deepcopy=False)) < sweep.settings.trials:
-                owned = _own(study.ask(), folder, frozenset(), stack)
+                owned = _own(study.ask(), folder, stack)
         if owned is not None:
-            study.sampler = _sampler(sweep, owned.trial.number)
             for key, axis in sweep.settings.space.items():
+                study.sampler = _sampler(sweep, owned.trial.number, key)
                 suggest(owned.trial, key, axis)
         yield owned
 
 
 def _abandoned(study: optuna.Study, folder: Path, stack: ExitStack) -> OwnedTrial | None:
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owned = _own(Trial(study, frozen._trial_id), folder, frozenset(frozen.intermediate_values), stack)
-        if owned is not None:
-            return owned
+        owned = _own(Trial(study, frozen._trial_id), folder, stack)
+        if owned is None:
+            continue
+        now = study.get_trials(deepcopy=False)[frozen.number]  # its owner may have told more, its end as well
+        if now.state == TrialState.RUNNING:
+            return replace(owned, told=frozenset(now.intermediate_values))
     return None
 
 
-def _own(trial: Trial, folder: Path, told: frozenset[int], stack: ExitStack) -> OwnedTrial | None:
+def _own(trial: Trial, folder: Path, stack: ExitStack) -> OwnedTrial | None:
     path = trial_path(folder, trial.number)
     path.mkdir(exist_ok=True)
     owner = stack.enter_context(held(path / OWNER, wait=False))
-    return None if owner is None else OwnedTrial(trial, path, owner, told)
+    return None if owner is None else OwnedTrial(trial, path, owner, frozenset())
 
 
 def suggest(trial: Trial, key: str, axis: Axis) -> None:

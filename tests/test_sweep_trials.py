@@ -126,7 +126,7 @@ def test_settings_that_go_alone_but_not_together_fail_without_a_run(tmp_path):
 
 def test_trials_that_only_fail_end_the_sweep(tmp_path):
     ran = Ran(tmp_path, trials=9)
-    with pytest.raises(ValueError, match="^3 trials have failed and none has ended well; the last: exit code 2: .*x$"):
+    with pytest.raises(ValueError, match=r"^3 trials have failed and none has ended well; the last: exit code 2: .*x$"):
         ran.go({"": [{"code": 2, "says": "error: x"}]})
     assert [trial.state for trial in ran.trials] == [TrialState.FAIL] * 3
 

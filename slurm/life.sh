@@ -64,7 +64,7 @@ preflight() {
   ranks "$PREFLIGHT" --config "$@" >"$found"
   code=$?
   cat "$found"
-  bad=$(sed -n 's/^bad nodes: *//p' "$found" | paste -sd,)
+  bad=$(sed -n 's/^bad nodes: *//p' "$found" | tr , '\n' | sort -u | paste -sd,) # without rank 0 each node tells it
   rm -f "$found"
   if [ "$code" = 3 ] && [ -n "$bad" ] && [ -z "$asked" ]; then
     fault "the preflight blames $bad" "$bad"

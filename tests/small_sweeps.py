@@ -13,8 +13,8 @@ from storydist.sweep.trial import Program
 STEPS = 6
 METRIC = "text R@10"  # higher is better
 SPACE: dict[str, Any] = {"optim.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
-# A life is told by {"values": {step: metric}, "code": exit code, "says": last words, "waits": until TERM, then 75}.
-# Each writes down its arguments, the owner's lock if it has one, and the signal that it got.
+# A life is told by {"values": {step: metric}, "code": exit code, "says": last words, "waits": until TERM, then the code
+# or 75}. Each writes down its arguments, the lock of the owner if it has one, and the signal that it got.
 PROGRAM = """
 import json, os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -38,7 +38,7 @@ if life.get("waits"):
     open(run + "/waits", "w").close()
     if signal.sigtimedwait([signal.SIGTERM], 60):
         open(run + "/got-term", "w").close()
-        os._exit(75)
+        os._exit(life.get("code", 75))
 os._exit(life.get("code", 0))
 """
 

@@ -175,12 +175,12 @@ def drawn(folder: Path, sweep, count: int) -> dict[int, dict]:
     return found
 
 
-TWO = SPACE | {"model.dropout": RANGE, "model.width": {"choices": [16, 32, 64]}}
+SEVERAL = SPACE | {"model.dropout": RANGE, "model.score_dropout": RANGE, "model.width": {"choices": [16, 32, 64]}}
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_trial_has_the_same_settings_whoever_draws_them(tmp_path, sampler):
-    sweep = small_sweep(tmp_path, trials=4, space=TWO, sampler=sampler)
+    sweep = small_sweep(tmp_path, trials=4, space=SEVERAL, sampler=sampler)
     alone = drawn(tmp_path / "alone", sweep, 4)
     folder = tmp_path / "shared"
     lives = drawn(folder, sweep, 1)
@@ -191,13 +191,14 @@ def test_a_trial_has_the_same_settings_whoever_draws_them(tmp_path, sampler):
             lives[owned.trial.number] = owned.trial.params
             study.tell(owned.trial, state=TrialState.FAIL)
     assert lives | drawn(folder, sweep, 1) == alone
+    assert all(params["model.dropout"] != params["model.score_dropout"] for params in alone.values())
     assert len({params["optim.learning_rate"] for params in alone.values()}) == 4
-    assert drawn(tmp_path / "other", small_sweep(tmp_path, trials=4, space=TWO, seed=1), 1)[0] != alone[0]
+    assert drawn(tmp_path / "other", small_sweep(tmp_path, trials=4, space=SEVERAL, seed=1), 1)[0] != alone[0]
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_trial_cut_off_while_it_was_drawn_is_drawn_on_as_if_it_had_not_been(tmp_path, sampler, monkeypatch):
-    sweep = small_sweep(tmp_path, space=TWO, sampler=sampler)
+    sweep = small_sweep(tmp_path, space=SEVERAL, sampler=sampler)
     whole = drawn(tmp_path / "whole", sweep, 1)[0]
 
     def cut_off(trial, key, axis):

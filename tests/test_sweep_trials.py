@@ -71,7 +71,7 @@ def test_the_value_of_a_trial_is_the_metric_at_its_last_step(tmp_path):
 def test_several_seeds_count_by_their_mean_and_the_pruner_sees_the_first(tmp_path):
     ran = Ran(tmp_path, "train.seed=5", trials=1, seeds=2)
     first = [{"values": {2: 0.25}, "code": 75}, {"values": {6: 0.5}}]
-    assert ran.go({"seed-0": first, "seed-1": [{"values": {2: 0.5}, "code": 75}, {"values": {6: 0.25}}]})
+    assert ran.go({"seed-0": first, "seed-1": [{"values": {4: 0.5}, "code": 75}, {"values": {6: 0.25}}]})
     (trial,) = ran.trials
     assert trial.value == 0.375 and trial.user_attrs["values"] == [0.5, 0.25]
     assert trial.intermediate_values == {2: 0.25}
@@ -93,6 +93,7 @@ def test_of_several_seeds_one_that_fails_ends_the_trial(tmp_path):
         ({"code": 3}, "exit code 3: no word"),
         ({"code": 75, "says": "a rank hangs"}, "left with 75 3 times: a rank hangs"),
         ({"values": {4: 0.5}}, f"no {METRIC} at step 6; is its head switched off?"),
+        ({"values": {6: float("nan")}}, f"no {METRIC} at step 6; is its head switched off?"),
         ({"values": {6: None}}, f"no {METRIC} at step 6; is its head switched off?"),
     ],
 )
@@ -156,6 +157,7 @@ def test_the_last_evaluation_is_for_the_value_and_not_for_the_pruner(tmp_path):
     late = [{"values": {2: 0.95, 4: 0.95, 6: 0.1}, "code": 75}, {}]
     assert ran.go({"trial-0000": BEST, "trial-0001": late})
     assert [trial.value for trial in ran.trials] == [0.9, 0.1]
+    assert ran.trials[1].intermediate_values == {2: 0.95, 4: 0.95}
 
 
 def test_a_trial_that_was_to_be_pruned_when_its_task_ended_is_not_run_again(tmp_path):
@@ -168,10 +170,11 @@ def test_a_trial_that_was_to_be_pruned_when_its_task_ended_is_not_run_again(tmp_
     assert ran.trials[1].state == TrialState.PRUNED and lives_of(ran.run("trial-0001")) == []
 
 
-def test_a_stop_leaves_the_trial_open_and_the_next_call_goes_on_with_it(tmp_path):
+@pytest.mark.parametrize("code", [75, 1])  # a run that a stop ends badly is of no other account
+def test_a_stop_leaves_the_trial_open_and_the_next_call_goes_on_with_it(tmp_path, code):
     ran = Ran(tmp_path, trials=2, pruner="none")
     run = ran.run("trial-0000")
-    told = {"trial-0000": [{"values": {2: 0.1}, "waits": True}, {"values": {6: 0.5}}], "": GOOD}
+    told = {"trial-0000": [{"values": {2: 0.1}, "waits": True, "code": code}, {"values": {6: 0.5}}], "": GOOD}
     assert not ran.go(told, asked=(run / "waits").exists)
     (trial,) = ran.trials
     assert trial.state == TrialState.RUNNING and (run / "got-term").exists()

@@ -37,7 +37,9 @@ def build_accelerator(train: TrainConfig, plugins: dict[str, Any] | None = None)
     `plugins`: what else Accelerate is given, by its argument's name; None for DDP.
     """
     torch.set_num_threads(train.threads or threads_per_rank())
-    cpu = train.device == "cpu"
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    # Without a GPU Accelerate would leave the ranks that a launcher started on their own.
+    cpu = train.device == "cpu" or (wanted > 1 and not torch.cuda.is_available())
     if train.precision == "fp16" and (cpu or not torch.cuda.is_available()):
         raise ValueError("train.precision fp16 needs a CUDA device for its loss scaling; use bf16 or fp32 on the CPU")
     if cpu and plugins is None:
@@ -61,11 +63,10 @@ def build_accelerator(train: TrainConfig, plugins: dict[str, Any] | None = None)
         # could then not be repeated, let alone resumed bit for bit. Filling new memory would only cost time.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise ValueError(
-            f"the launcher started {wanted} ranks but only {accelerator.num_processes} joined; start CPU "
-            "ranks with torchrun or ACCELERATE_USE_CPU=true"
+            f"the launcher started {wanted} ranks but only {accelerator.num_processes} joined; start them with "
+            "torchrun, srun or accelerate launch --multi_gpu"
         )
     return accelerator
 

@@ -42,7 +42,11 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    """Without a GPU, and without a word that the ranks are to use the CPU."""
+    return {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"} | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def command(launcher: str, config: Path, *words: str) -> list[str]:

@@ -54,7 +54,7 @@ def test_wrong_arguments_are_value_errors(text):
 
 
 END = """
-import argparse, atexit, os, sys
+import atexit, os
 from storydist.command import ArgumentParser, end_with
 atexit.register(os.abort)
 def main():

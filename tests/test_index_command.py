@@ -1,12 +1,15 @@
 """shards/index.py: tars found become a set that streams, or are refused with what is wrong."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import random
 import shutil
 import tarfile
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 import webdataset
 
 from shards import grouping, index
+from shards.folder import locked_tars
 from shards.scan import HashedFile
 from storydist.data import index as index_room
 from storydist.data.index import MEMBER_DTYPE, STORY_DTYPE, TABLES, ShardIndex, read_info
@@ -406,3 +410,13 @@ def test_verify_finds_what_changed_in_plain_tars(tmp_path):
     )
     write_tar(tmp_path / "more" / "y.tar", SAMPLE)
     assert "more/y.tar is not in the index" in verify_set(tmp_path).stdout
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.ENOLCK, False), (errno.EIO, True)])
+def test_a_failing_disk_is_not_a_file_system_without_locks(tmp_path, monkeypatch, number, refused):
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error") if refused else nullcontext(), locked_tars(tmp_path):
+        pass

@@ -121,11 +121,10 @@ class RunLog:
         metrics = {name: {"value": m["value"], "floors": m["floors"]} for name, m in evaluation["metrics"].items()}
         facts = {"split": evaluation["split"], "num_skipped": evaluation["num_skipped"]}
         self._write({"step": step, "kind": "evaluation", **facts, "metrics": metrics})
-        with naming(self._run / BOARD):
-            for name, metric in metrics.items():
-                self.board.add_scalar(f"{evaluation['split']}/{name}", metric["value"], step)
-                for floor, value in metric["floors"].items():
-                    self.board.add_scalar(f"{evaluation['split']}/{name} | floor: {floor}", value, step)
+        for name, metric in metrics.items():
+            floors = {f"{name} | floor: {floor}": value for floor, value in metric["floors"].items()}
+            drawn = {name: metric["value"], **floors}
+            self._draw(step, {f"{evaluation['split']}/{tag}": value for tag, value in drawn.items()})
         told = ", ".join(
             f"{name} {metrics[name]['value']:.3f}"
             for name in ("image L1", "text R@10", "text CE", "character F1", "score R2")

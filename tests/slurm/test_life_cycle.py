@@ -152,7 +152,7 @@ def test_a_defect_is_told_and_not_repeated(begin, undisturbed, tmp_path, tell):
     python.chmod(0o755)
     training = begin(environment={"PYTHON": str(python)})
     told = training.wait()
-    assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("FAILED", "1:0", "0"), training.told
+    assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("FAILED", "1:0", "0"), training.short_log
     assert "KeyError: 'a defect'" in training.log and "not requeued: exit code 1: a defect" in training.log
     training.must_be_gone()
     flag.unlink()
@@ -168,7 +168,7 @@ def test_a_defect_is_told_and_not_repeated(begin, undisturbed, tmp_path, tell):
 def test_a_mistake_is_told_and_not_repeated(begin, setting, message, tell):
     training = begin(settings=(setting,))
     told = training.wait()
-    assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("FAILED", "2:0", "0"), training.told
+    assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("FAILED", "2:0", "0"), training.short_log
     assert message in training.log and "not requeued: exit code 2: a mistake in settings" in training.log
     training.must_be_gone()
     tell(f"`{setting}`", "exit code 2 and reason in the log, not requeued", training)
@@ -193,7 +193,7 @@ def test_a_full_disk_loses_nothing(box, begin, tiny_index, undisturbed, tmp_path
     try:
         training = begin()
         told = training.wait()
-        assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("FAILED", "2:0", "0"), training.told
+        assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("FAILED", "2:0", "0"), training.short_log
         assert "No space left on device" in training.log and "not requeued: exit code 2" in training.log
         training.must_be_gone()
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)

@@ -46,7 +46,7 @@ class Training:
         return (self.folder / "log").read_text()
 
     @property
-    def told(self) -> str:
+    def short_log(self) -> str:
         """The log without its steps, which would fill the report of a test that failed."""
         return "\n".join(line for line in self.log.splitlines() if not line.startswith("step "))
 
@@ -92,8 +92,8 @@ class Training:
     def must_equal(self, undisturbed: "Training", lives: int) -> None:
         """That it ended after so many lives as the other did after one, and left nothing running."""
         told = self.wait()
-        assert told["JobState"] == "COMPLETED" and told["ExitCode"] == "0:0", self.told
-        assert self.lives == list(range(1, lives + 1)) and told["Restarts"] == str(lives - 1), self.told
+        assert told["JobState"] == "COMPLETED" and told["ExitCode"] == "0:0", self.short_log
+        assert self.lives == list(range(1, lives + 1)) and told["Restarts"] == str(lives - 1), self.short_log
         self.must_have_trained(undisturbed)
 
     def must_have_trained(self, undisturbed: "Training") -> None:

@@ -1,5 +1,7 @@
 """Batch scripts with one fault each, and good ones: what is found, where, and what is not."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,8 @@ def test_options_are_read_in_every_spelling():
         ("requeue", ""),
         ("output", "x-%j"),
     ]
+
+
+def test_nothing_heavy_is_loaded_to_read_a_script():
+    program = "import sys, storydist.cluster.lint; sys.exit(bool({'torch', 'scipy', 'numpy'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=HERE.parent).returncode == 0

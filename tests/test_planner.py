@@ -13,8 +13,8 @@ from storydist.cluster.planner import (
     daly_s,
     expected_s,
     interval,
+    lead_s,
     predict,
-    suggested_lead_s,
     undisturbed,
     young_s,
 )
@@ -146,7 +146,7 @@ def test_a_run_that_fails_before_every_save_is_refused():
 
 
 def test_the_interval_holds_the_expected_run():
-    work, terms = Work(5000, 100, 0), Terms(limit_s=HOUR, lead_s=suggested_lead_s(COSTS), wait_s=60, mtbf_s=HOUR)
+    work, terms = Work(5000, 100, 0), Terms(limit_s=HOUR, lead_s=lead_s(COSTS), wait_s=60, mtbf_s=HOUR)
     expected, (low, high) = predict(COSTS, work, terms), interval(COSTS, work, terms)
     assert low.wall_s < expected.wall_s < high.wall_s
     assert low.failures < expected.failures < high.failures
@@ -155,7 +155,7 @@ def test_the_interval_holds_the_expected_run():
 
 
 def test_what_is_suggested():
-    assert suggested_lead_s(COSTS) == pytest.approx(2 * (1 + 4) + 2 * 2 * 1.1 + 60)
+    assert lead_s(COSTS) == pytest.approx(2 * (1 + 4) + 2 * 2 * 1.1 + 60)
     assert best_save_every(COSTS, HOUR) == 42  # sqrt(2 * 3600) is 84.85 s; 84.2 with the higher orders
     assert best_save_every(COSTS, 1.0) == 4  # no sooner than twice the writing
     assert best_save_every(COSTS, 1e9) == 22_000

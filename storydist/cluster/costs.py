@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from storydist.cluster.goodput import START, Life, Line, spent
+from storydist.cluster.goodput import START, Life, Line, Steps, spent, steps_of
 from storydist.cluster.planner import CONFIDENCE, Costs
-from storydist.training.ledger import EVALUATION, TRAINING, WAITING
+from storydist.training.ledger import EVALUATION
 
 MOST_BLOCKS, FEWEST_BLOCKS = 8, 3
 MEASURED = "measured"
@@ -30,14 +30,6 @@ class Priced:
         told = f"assumed: {self.world_size} rank(s) measured, {world_size} share the work without loss"
         changed = dict.fromkeys(("step_s", "evaluation_s", "floors_s"), told)
         return Priced(self.costs.shared(self.world_size / world_size), self.sources | changed, world_size)
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Updates between two lines of the ledger, and the seconds they took, waiting for data included."""
-
-    count: int
-    took_s: float
 
 
 def costs_of(lives: Sequence[Life], exit_s: float | None = None) -> Priced:
@@ -72,22 +64,6 @@ def costs_of(lives: Sequence[Life], exit_s: float | None = None) -> Priced:
     sources["floors_s"] = f"{MEASURED}, 1" if evaluations[1:] else "assumed: none beside the evaluation"
     sources["exit_s"] = "assumed: none" if exit_s is None else MEASURED
     return Priced(costs, sources, lives[-1].begin["world_size"])
-
-
-def steps_of(lives: Sequence[Life]) -> tuple[list[Steps], list[Steps]]:
-    """The first stretch of each life, which holds what happens once, and all the others."""
-    firsts, others = [], []
-    for life in lives:
-        found: list[Steps] = []
-        step, before_s = life.begin["step"], 0.0
-        for line in life.lines:
-            if line["step"] > step:
-                now_s = line["seconds"][TRAINING] + line["seconds"][WAITING]
-                found.append(Steps(line["step"] - step, now_s - before_s))
-                step, before_s = line["step"], now_s
-        firsts += found[:1]
-        others += found[1:]
-    return firsts, others
 
 
 def _speed(stretches: Sequence[Steps], sources: dict[str, str]) -> tuple[float, float]:

@@ -63,6 +63,14 @@ class Spent:
         return self.seconds[TRAINING] / self.wall_s if self.wall_s else 0.0
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Updates between two lines of the ledger, and the seconds they took, waiting for data included."""
+
+    count: int
+    took_s: float
+
+
 def place(line: Line) -> Place:
     return line["step"], not line["owes_evaluation"]
 
@@ -105,6 +113,22 @@ def _life(group: Sequence[Line], sign: float | None, next_start: float) -> Life:
         until = max(until, min(sign, next_start))
     lines = tuple(line for line in group if "seconds" in line)
     return Life(group[0], lines, tuple(line for line in group if line["kind"] == "written"), until, followed)
+
+
+def steps_of(lives: Sequence[Life]) -> tuple[list[Steps], list[Steps]]:
+    """The first stretch of each life, which holds what happens once, and all the others."""
+    firsts, others = [], []
+    for life in lives:
+        found: list[Steps] = []
+        step, before_s = life.begin["step"], 0.0
+        for line in life.lines:
+            if line["step"] > step:
+                now_s = line["seconds"][TRAINING] + line["seconds"][WAITING]
+                found.append(Steps(line["step"] - step, now_s - before_s))
+                step, before_s = line["step"], now_s
+        firsts += found[:1]
+        others += found[1:]
+    return firsts, others
 
 
 def spent(lives: Sequence[Life]) -> list[Spent]:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from storydist.cluster.fault import Fault, lead_s, training_step
-from storydist.cluster.planner import RESOLUTION_S
 from storydist.cluster.script import DIRECTIVE, Directive, Script
+from storydist.cluster.slurm import RESOLUTION_S
 
 LAUNCHERS = ("torchrun", "accelerate", "torch.distributed.run", "accelerate.commands.launch")
 

@@ -16,8 +16,8 @@ from storydist.cluster.planner import (
     Work,
     best_save_every,
     interval,
+    lead_s,
     predict,
-    suggested_lead_s,
     young_s,
 )
 
@@ -91,7 +91,7 @@ def make_plan(
     if not limits:
         limits = {"any": None}
         assumed.append("no time limit (--partition NAME=LIMIT)")
-    suggested = suggested_lead_s(priced.costs)
+    suggested = lead_s(priced.costs)
     rows = []
     for name, limit_s in limits.items():
         terms = Terms(NO_LIMIT if limit_s is None else limit_s, suggested if lead is None else lead, wait_s, mtbf_s)

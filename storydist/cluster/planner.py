@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from scipy.special import pdtrik
 
+from storydist.cluster.lead import STEPS_AT_STOP, needed_s
+
 NO_LIMIT = math.inf
-RESOLUTION_S = 60  # Slurm looks for ending jobs once a minute, so its signal comes that much late or early
-STEPS_AT_STOP = 2  # the step under way when the signal comes, and the one that the ranks agree in to be the last
 CONFIDENCE = 0.9
 
 
@@ -146,16 +146,9 @@ def expected_s(work_s: float, every_s: float, restart_s: float, mtbf_s: float) -
     return mtbf_s * math.exp(restart_s / mtbf_s) * math.expm1(every_s / mtbf_s) * work_s / every_s
 
 
-def lead_s(step_s: float, save_s: float) -> float:
-    """How long ahead of the time limit the signal has to come, for steps and saves (start to end) that take so long at
-    most: two steps, a save that was begun before and the last one, and Slurm's minute.
-    """
-    return STEPS_AT_STOP * step_s + 2 * save_s + RESOLUTION_S
-
-
-def suggested_lead_s(costs: Costs) -> float:
-    """`lead_s` with the mean step at its slow end."""
-    return lead_s(costs.step_s * costs.spread, costs.stall_s + costs.write_s)
+def lead_s(costs: Costs) -> float:
+    """How long ahead of the time limit the signal has to come, with the mean step at its slow end."""
+    return needed_s(costs.step_s * costs.spread, costs.stall_s + costs.write_s)
 
 
 def best_save_every(costs: Costs, mtbf_s: float) -> int:

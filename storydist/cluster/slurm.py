@@ -10,6 +10,7 @@ import subprocess
 from datetime import datetime
 from typing import Any
 
+RESOLUTION_S = 60  # it looks for ending jobs once a minute, so its signal comes that much late or early
 ASKED_S = 10  # seconds that a controller may take to answer
 UNLIMITED = ("UNLIMITED", "INFINITE")
 DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")

@@ -22,6 +22,13 @@ def test_the_slowest_step_and_save_are_measured(run, tmp_path):
     assert measure(tmp_path / "no run") is None
 
 
+def test_what_was_slow_long_ago_does_not_count(run):
+    slow = [line("steps", 120, 1, 40), line("steps", 900, 2, 800), written(2, write_s=600, stall_s=1)]
+    steps = [line("steps", 898 + step, step, 798 + step) for step in range(3, 53)]
+    write_ledger(run, begin(100, started=90), *slow, *steps, *[written(3, write_s=2, stall_s=1)] * 50)
+    assert measure(run) == Measured(step_s=1.0, save_s=3.0)
+
+
 def test_what_a_run_does_not_tell_is_not_measured(run):
     write_ledger(run, begin(100, started=90), line("steps", 120, 1, 40))
     assert measure(run) is None
